@@ -1,0 +1,1 @@
+"""From records to numbers: frames, intervals, fits, the summary."""

@@ -1,0 +1,1 @@
+"""OCI images: import, build, layers, and the trees and disks made from them."""

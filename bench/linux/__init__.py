@@ -1,0 +1,1 @@
+"""Kernel mechanisms, no policy: the only room that touches libc, netlink, mounts and cgroup files."""

@@ -1,0 +1,1 @@
+"""From numbers to one self-contained HTML file."""

@@ -1,0 +1,1 @@
+"""Samplers read footprints and return readings."""

@@ -1,0 +1,1 @@
+"""The run folder: append-only records, and how they are read again."""
