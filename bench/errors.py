@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class BenchError(Exception):
-    """Anything `bench` reports to its user: `message` names the thing, `hint` is the remedy (a command if there is one)."""
+    """Anything `bench` reports to its user: `message` names the thing, `hint` is the remedy."""
 
     exit_code: ClassVar[int] = 1
 
@@ -60,7 +60,7 @@ class StopError(BenchError):
     """An instance did not go away when told to."""
 
 
-class Interrupted(BaseException):  # noqa: N818 - named as KeyboardInterrupt is, and as uncatchable by `except Exception`
+class Interrupted(BaseException):
     """SIGINT, SIGTERM or SIGHUP arrived: unwind, keep what was measured, exit 128 + signal."""
 
     def __init__(self, signum: int) -> None:

@@ -47,8 +47,14 @@ def run(
     log.debug("run: %s", line)
     try:
         done = subprocess.run(
-            words, input=input, stdin=None if input is not None else subprocess.DEVNULL, capture_output=True,
-            timeout=timeout, cwd=cwd, env=clean_env(env), check=False,
+            words,
+            input=input,
+            stdin=None if input is not None else subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            cwd=cwd,
+            env=clean_env(env),
+            check=False,
         )
     except FileNotFoundError as error:
         raise HostError(f"{words[0]} is not installed", hint=f"install it; it was needed for: {line}") from error
@@ -64,13 +70,21 @@ def run(
 
 @contextmanager
 def spawn(
-    argv: Sequence[str | Path], *, pass_fds: Sequence[int] = (), stdout: int | None = None, env: Mapping[str, str] | None = None
+    argv: Sequence[str | Path],
+    *,
+    pass_fds: Sequence[int] = (),
+    stdout: int | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a helper that lives as long as the context; it is killed and reaped at the end if it has not ended."""
     words = [str(word) for word in argv]
     log.debug("spawn: %s", shlex.join(words))
     child = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=stdout, pass_fds=tuple(pass_fds), env=clean_env(env),
+        words,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        pass_fds=tuple(pass_fds),
+        env=clean_env(env),
         start_new_session=True,  # the terminal's Ctrl-C is for us; helpers end when we tell them
     )
     try:

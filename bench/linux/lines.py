@@ -144,13 +144,14 @@ class LineHub:
             streams = list(self._streams.values())
         for stream in streams:
             self.forget(stream)
+        if self._epoll.closed:
+            return
         os.eventfd_write(self._wake, 1)
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if not self._epoll.closed:
-            self._epoll.close()
-            os.close(self._wake)
+        self._epoll.close()
+        os.close(self._wake)
 
     def _loop(self) -> None:
         while not self._closing:

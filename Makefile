@@ -1,0 +1,48 @@
+# Two commands are enough: `make density` does the main job, `make test` proves the tree. `make help` lists the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv/bin
+REQUIRE ?= root,libvirt
+
+.PHONY: help setup density test test-full unit integration lint images lock clean
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+setup: ## install what is missing: system packages (apt, as root) and .venv with pinned versions
+	@tools/setup.sh
+
+images: setup ## build the default image and fetch the guest kernel into the cache
+	@$(VENV)/bench image build
+
+density: images ## THE MAIN JOB: run the density scenario, write reports/<run-id>.html, print its path and the summary
+	@set -o pipefail; $(VENV)/bench run density | tee .density.out || { code=$$?; rm -f .density.out; exit $$code; }
+	@run=$$(tail -n 1 .density.out); rm -f .density.out; echo "report: $$($(VENV)/bench report $$run)"
+
+setup-test:
+	@tools/setup.sh --test
+
+lint: setup ## style, types, import rules
+	$(VENV)/ruff check .
+	$(VENV)/mypy
+	$(VENV)/lint-imports
+
+unit: setup ## tests without root, KVM and network, under 30 s
+	$(VENV)/pytest tests/unit
+
+integration: setup-test ## real containers and real guests; what is missing skips, or fails with REQUIRE=root,libvirt
+	@$(VENV)/bench image build
+	$(VENV)/pytest tests/integration -m "not slow" --require=$(REQUIRE)
+
+test: setup-test lint unit integration ## set-up, lint, types, import rules, unit and integration tests
+
+test-full: setup-test lint unit ## `make test` and the slow ones
+	@$(VENV)/bench image build
+	$(VENV)/pytest tests/integration --require=$(REQUIRE)
+
+lock: ## write requirements.lock anew from pyproject.toml, without index addresses (needs pip-tools on PATH)
+	pip-compile -q --extra vm --group pyproject.toml:dev --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+
+clean: ## remove what dead runs left on this host
+	@$(VENV)/bench clean

@@ -1,0 +1,144 @@
+"""The summary: every metric of the glossary that a run supports, with its interval; what is missing is absent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pandas as pd
+
+from bench.analysis.frames import STARTUP, Frames, Series, frames
+from bench.analysis.resampling import Floats, Sample, generator, median_sample
+from bench.analysis.slopes import fit, fixed_sample, slope_sample
+from bench.metrics import METRICS, summary_metrics
+from bench.model import Outcome, Summary, SummaryRow
+from bench.store import RunData
+
+Samples = Mapping[tuple[Series, str], Sample]
+
+_SLOPES: dict[str, tuple[tuple[int, str], ...]] = {  # summary metric -> signed sum of step metrics
+    "memory.marginal": ((-1, "host.memory.available"), (-1, "harness.memory.pss")),
+    "memory.pss": ((1, "instances.memory.pss"),),
+    "memory.uss": ((1, "instances.memory.uss"),),
+    "memory.cgroup": ((1, "instances.memory.cgroup"),),
+    "memory.kernel": ((1, "instances.memory.kernel"),),
+    "memory.residual": (
+        (-1, "host.memory.available"), (-1, "harness.memory.pss"),
+        (-1, "instances.memory.pss"), (-1, "instances.memory.kernel"),
+    ),
+    "disk.marginal": ((1, "instances.disk.own"),),
+    "disk.claimed": ((1, "instances.disk.claimed"),),
+}
+_ENDED = (Outcome.SUCCEEDED.value, Outcome.FAILED.value)  # reached their limit by themselves
+
+
+def summarise(data: RunData) -> Summary:
+    """Rows in the order of the run's drivers, then of the glossary."""
+    samples = estimates(data)
+    rows = [_row(series, metric, sample) for (series, metric), sample in samples.items()]
+    return Summary(data.info.run, data.info.scenario, data.host, accelerator_of(data), rows)
+
+
+def accelerator_of(data: RunData) -> str | None:
+    """What the run's guests ran under; a crashed run has it only in its trials."""
+    trials = frames(data).trials
+    seen = trials["accelerator"].dropna()
+    return data.info.accelerator or (str(seen.iloc[0]) if len(seen) else None)
+
+
+def estimates(data: RunData) -> Samples:
+    """Every summary metric the run supports, with its resamples."""
+    tables = frames(data)
+    return {
+        (series, metric.name): sample
+        for series in tables.series
+        for metric in summary_metrics()
+        if (sample := sample_of(tables, series, metric.name, data.info.seed)) is not None
+    }
+
+
+def sample_of(tables: Frames, series: Series, metric: str, seed: int) -> Sample | None:
+    """`metric` of `series`; None if the run does not hold it."""
+    rng = generator(seed, *series, metric)
+    if metric in _SLOPES:
+        found = fit(step_values(tables, series, _SLOPES[metric]))
+        return slope_sample(found, rng) if found else None
+    if metric == "memory.fixed":
+        found = fit(used_memory(tables, series))
+        return fixed_sample(found, rng) if found else None
+    groups = list(_groups(tables, series, metric))
+    return median_sample(groups, rng) if groups else None
+
+
+def used_memory(tables: Frames, series: Series) -> pd.Series[float]:
+    """Minus MemAvailable less the harness's own, by trial and n: what memory.marginal is the slope of."""
+    return step_values(tables, series, _SLOPES["memory.marginal"])
+
+
+def step_values(tables: Frames, series: Series, terms: tuple[tuple[int, str], ...]) -> pd.Series[float]:
+    """A signed sum of step metrics, indexed by trial and n; steps that lack one of them are left out."""
+    rows = tables.steps[tables.steps["series"] == series.key]
+    wide = rows.pivot_table(index=["trial", "n"], columns="metric", values="value", sort=False)
+    if not {metric for _, metric in terms} <= set(wide.columns):
+        return pd.Series(np.empty(0), index=pd.MultiIndex.from_arrays([[], []], names=["trial", "n"]))
+    total: pd.Series[float] = pd.Series(
+        np.sum([sign * wide[metric].to_numpy(dtype=float) for sign, metric in terms], axis=0), index=wide.index
+    )
+    return total.dropna()
+
+
+def _row(series: Series, metric: str, sample: Sample) -> SummaryRow:
+    found = sample.estimate()
+    return SummaryRow(
+        series.driver, series.profile, series.payload, metric, METRICS[metric].unit,
+        found.n, found.value, found.low, found.high,
+    )
+
+
+def _groups(tables: Frames, series: Series, metric: str) -> Iterator[Floats]:
+    """The values of `metric`, one array a trial; trials without any are left out."""
+    for _, group in values_of(tables, series, metric).dropna().groupby(level="trial", sort=False):
+        yield np.asarray(group, dtype=np.float64)
+
+
+def values_of(tables: Frames, series: Series, metric: str) -> pd.Series[float]:
+    """The raw values whose median `metric` is, indexed by trial."""
+    if metric in _COLUMNS:
+        table, column = _COLUMNS[metric]
+        return _of(getattr(tables, table), series)[column].astype(float)
+    return _DERIVED[metric](tables, series)
+
+
+def _of(table: pd.DataFrame, series: Series) -> pd.DataFrame:
+    return table[table["series"] == series.key].set_index("trial")
+
+
+def _rate(tables: Frames, series: Series) -> pd.Series[float]:
+    """Only of ramps that succeeded: a launch that timed out would count its waiting as launching."""
+    trials, launches = _of(tables.trials, series), _of(tables.launches, series)
+    done = trials[(trials["outcome"] == Outcome.SUCCEEDED.value) & (trials["seconds"] > 0)]
+    good = launches[launches["outcome"] == Outcome.SUCCEEDED.value].groupby(level="trial").size()
+    return good.reindex(done.index) / done["seconds"]
+
+
+def _alive(tables: Frames, series: Series) -> pd.Series[float]:
+    """Only of ramps that ended by themselves: one that was interrupted says nothing of what fits."""
+    trials = _of(tables.trials, series)
+    return trials[trials["outcome"].isin(_ENDED)]["alive"].astype(float)
+
+
+def _shared(tables: Frames, series: Series) -> pd.Series[float]:
+    """With the most instances alive, once a ramp."""
+    values = step_values(tables, series, ((1, "instances.disk.shared"),))
+    return values[values.index.get_level_values("n") >= 1].groupby(level="trial", sort=False).last()
+
+
+_COLUMNS = {
+    **{f"startup.{phase}": ("launches", str(phase)) for phase in STARTUP},
+    "launch.cpu": ("launches", "cpu"),
+    "teardown.stopped": ("teardowns", "stopped"),
+    "teardown.removed": ("teardowns", "removed"),
+}
+_DERIVED: dict[str, Callable[[Frames, Series], pd.Series[float]]] = {
+    "launch.rate": _rate, "density.alive": _alive, "disk.shared": _shared,
+}

@@ -1,0 +1,171 @@
+"""One function a verb. Data on stdout, log on stderr; heavy rooms are imported by the verbs that need them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from bench import __version__
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a trial or a check failed
+  2    bad usage or input
+  3    this host can't; the message says what to do
+  129  SIGHUP, 130 SIGINT (Ctrl-C), 143 SIGTERM: stopped in good order"""
+
+_results = click.option(
+    "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("results"), show_default=True,
+    envvar="BENCH_RESULTS", help="Folder of run folders.",
+)  # fmt: skip
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else on stdout.")
+_connect = click.option(
+    "--connect", metavar="URI", help="libvirt connection of the vm driver [default: qemu:///embed, no daemon]."
+)
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="bench")
+@click.option("-v", "--verbose", count=True, help="Say more on stderr; twice for every command run.")
+def cli(verbose: int) -> None:
+    """Measure containers against virtual machines on this host: start-up, memory, disk, density.
+
+    Start with `bench doctor`, then `bench run density`, then `bench report latest`.
+    """
+    from bench import log
+
+    log.setup((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+
+
+@cli.command(epilog=EXIT_CODES)
+@_json
+@_connect
+def doctor(as_json: bool, connect: str | None) -> int:
+    """Say what this host is and what can run on it; each "no" comes with what to do."""
+    from bench.verbs.doctor import examine
+
+    return examine(as_json, connect)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("scenario")
+@click.option("--drivers", metavar="A,B:PROFILE", help="Only these drivers, comma-separated.")
+@click.option("--count", type=int, metavar="N", help="Ramp every driver to N instances.")
+@click.option("--rounds", type=int, metavar="R", help="Passes over all drivers.")
+@click.option(
+    "--seed", type=int, metavar="S", help="Seed of the order [default: the scenario's, else drawn and stored]."
+)
+@click.option("--image", metavar="I", help="Image name, digest, archive, OCI layout, or skopeo reference.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key of the scenario; repeatable."
+)
+@click.option("--max-time", metavar="T", help='Begin no launch after this long, like "10 min".')
+@_connect
+@_results
+@click.option("--dry-run", is_flag=True, help="Show the plan, and what it will take, and stop.")
+@_json
+def run(
+    scenario: str, drivers: str | None, count: int | None, rounds: int | None, seed: int | None, image: str | None,
+    overrides: Sequence[str], max_time: str | None, connect: str | None, results: Path, dry_run: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Run SCENARIO (a name from `bench list scenarios`, or a TOML file) and store what was measured.
+
+    The run id is the last line on stdout. Needs root for all built-in drivers.
+    """
+    from bench.verbs import run as running
+
+    options = running.Options(
+        drivers=drivers,
+        count=count,
+        rounds=rounds,
+        seed=seed,
+        image=image,
+        max_time=max_time,
+        overrides=tuple(overrides),
+    )
+    request = running.request(scenario, options, results, connect)
+    return running.show_plan(request, as_json) if dry_run else running.execute(request, as_json)
+
+
+@cli.command(name="list", epilog=EXIT_CODES)
+@click.argument("what", type=click.Choice(["scenarios", "drivers", "profiles", "metrics", "runs"]), default="runs")
+@_results
+@_json
+def list_(what: str, results: Path, as_json: bool) -> int:
+    """List scenarios, drivers, profiles, metrics, or runs (the default)."""
+    from bench.verbs.listing import show_list
+
+    return show_list(what, results, as_json)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("run")
+@_results
+@_json
+def show(run: str, results: Path, as_json: bool) -> int:
+    """Show the summary of RUN: an id, the start of one, its last six characters, a folder, or `latest`."""
+    from bench.verbs.show import show_run
+
+    return show_run(run, results, as_json)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("run")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: reports/RUN.html]")
+@_results
+def report(run: str, output: Path | None, results: Path) -> int:
+    """Write RUN as one HTML file that opens offline, and print its path."""
+    from bench.verbs.show import write_report
+
+    click.echo(write_report(run, results, output))
+    return 0
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("run", required=False)
+@_json
+def clean(run: str | None, as_json: bool) -> int:
+    """Remove what RUN, or every dead run, left: processes, cgroups, network devices, domains, files.
+
+    A live run is never touched.
+    """
+    from bench.verbs.clean import sweep
+
+    return sweep(run, as_json)
+
+
+@cli.group(epilog=EXIT_CODES)
+def image() -> None:
+    """List, build and inspect images."""
+
+
+@image.command(name="list")
+@_json
+def image_list(as_json: bool) -> int:
+    """List the images in the store."""
+    from bench.verbs import listing
+
+    return listing.show_images(as_json)
+
+
+@image.command(name="build")
+@_json
+def image_build(as_json: bool) -> int:
+    """Build the default image, and fetch the kernel that guests boot (where QEMU is there)."""
+    from bench.verbs import listing
+
+    return listing.build_images(as_json)
+
+
+@image.command(name="inspect")
+@click.argument("reference")
+@_json
+def image_inspect(reference: str, as_json: bool) -> int:
+    """Show the layers of an image: a name, a digest, an archive, an OCI layout, or a skopeo reference."""
+    from bench.verbs import listing
+
+    return listing.show_image(reference, as_json)

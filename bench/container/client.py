@@ -1,0 +1,191 @@
+"""The harness's side of the launcher: starts it, asks it, takes the descriptors it hands over."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import bench
+from bench import process
+from bench.errors import CommandError, LaunchError
+from bench.model import Completed
+
+_HOME = Path(bench.__file__).resolve().parent.parent
+_MAX_MESSAGE = 1 << 17
+_MEANINGS = {
+    ("EPERM", "mount"): "mounting needs CAP_SYS_ADMIN, and a file system this kernel allows here",
+    ("ENODEV", "overlay"): "this kernel has no overlayfs: modprobe overlay",
+    (
+        "EINVAL",
+        "overlay",
+    ): "the upper folder's file system can't be one (an overlay itself?): set BENCH_STATE to a folder on ext4 or xfs",
+    ("ENOSPC", "clone3"): "a limit on namespaces is reached: see /proc/sys/user/max_*_namespaces",
+    ("EAGAIN", "clone3"): "no more processes: see ulimit -u, /proc/sys/kernel/pid_max and the pids cgroup",
+    ("EXFULL", "veth"): "the bridge is full: a Linux bridge holds 1,024 ports",
+    ("ENOENT", "exec"): "the image has no such program, or not the interpreter it names",
+    ("EACCES", "exec"): "the file is not executable",
+    ("ENOEXEC", "exec"): "not a program of this architecture, or a script without #!",
+}
+
+
+def explain(report: dict[str, Any]) -> str:
+    """What failed, with what the errno means at that step where its name misleads."""
+    number, step = int(report["errno"]), str(report["step"])
+    name = os.strerror(number)
+    symbol = errno.errorcode.get(number, "")
+    meaning = next(
+        (text for (code, word), text in _MEANINGS.items() if code == symbol and word in step + str(report["error"])), ""
+    )
+    said = str(report["error"]) if name in str(report["error"]) else f"{name}: {report['error']}"
+    return f"{step}: {said}" + (f" ({meaning})" if meaning else "")
+
+
+class LaunchedProcess:
+    """A process the launcher started: its pid, a pidfd, the read end of its output, and the launcher's stamps."""
+
+    def __init__(self, pid: int, pidfd: int, output: int, created: int, started: int) -> None:
+        self.pid, self.pidfd, self.output = pid, pidfd, output
+        self.created, self.started = created, started
+
+    def ended(self, timeout: float = 0) -> bool:
+        """Whether it has exited, waiting up to `timeout` seconds for that."""
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        return bool(poller.poll(timeout * 1000))
+
+    def close(self) -> None:
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+class Launcher:
+    """A running launcher; a context manager. Requests are answered one at a time, in order."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._lock = threading.Lock()
+        self._link: socket.socket | None = None
+        self.pid = 0
+
+    def __enter__(self) -> Launcher:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the process; idempotent. -S: no site-packages are needed, and their .pth files cost memory."""
+        if self._link is not None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        code = (
+            f"import sys; sys.path.insert(0, {str(_HOME)!r}); "
+            f"from bench.container.launcher import main; main({theirs.fileno()})"
+        )
+        with theirs:
+            child = self._stack.enter_context(
+                process.spawn([sys.executable, "-I", "-S", "-c", code], pass_fds=(theirs.fileno(),))
+            )
+        self._stack.callback(ours.close)  # before the kill: the launcher ends by itself, taking its children along
+        self._link, self.pid = ours, child.pid
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.shutdown(socket.SHUT_RDWR)
+            _gone(self.pid, 5.0)
+            self._stack.close()
+            self._link = None
+
+    def _ask(self, request: dict[str, Any], fds: int = 0) -> tuple[dict[str, Any], list[int]]:
+        message = json.dumps(request).encode()
+        if len(message) > _MAX_MESSAGE:
+            raise LaunchError(
+                f"the command and its environment take {len(message)} bytes; the launcher takes {_MAX_MESSAGE}",
+                hint="shorten payload.command or payload.env",
+            )
+        with self._lock:
+            if self._link is None:
+                raise LaunchError("the launcher is not running", hint="this is a fault of bench; please report it")
+            self._link.send(message)
+            data, got, _, _ = socket.recv_fds(self._link, _MAX_MESSAGE, fds)
+        if not data:
+            raise LaunchError("the launcher died", hint="look for its traceback above, or for an OOM kill in dmesg")
+        for fd in got:
+            os.set_inheritable(fd, False)
+        answer: dict[str, Any] = json.loads(data)
+        if "failed" in answer:
+            raise LaunchError(explain(answer["failed"]))
+        return answer, got
+
+    def launch(self, order: dict[str, Any]) -> LaunchedProcess:
+        """Start what `order` (the fields of init.Order) says. Raises LaunchError naming the step that failed."""
+        answer, (pidfd, output) = self._ask({"do": "launch", **order}, 2)
+        return LaunchedProcess(answer["pid"], pidfd, output, answer["created"], answer["started"])
+
+    def exec(self, order: dict[str, Any], target: int, timeout: float) -> Completed:
+        """Run one more process in the instance whose first process is `target`, to its end."""
+        answer, fds = self._ask({"do": "exec", "target": target, **order}, 3)
+        pidfd, *streams = fds
+        try:
+            output = _drain(streams, timeout, order["argv"])
+            status = self._ask({"do": "wait", "pid": answer["pid"]})[0]["status"]
+        except CommandError:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return Completed(int(status), *(text.decode(errors="replace") for text in output))
+
+    def wait(self, pid: int) -> int | None:
+        """Exit status of a process that has ended; None if it was collected before."""
+        status = self._ask({"do": "wait", "pid": pid})[0]["status"]
+        return None if status is None else int(status)
+
+    def destroy(self, pid: int, groups: Sequence[str]) -> None:
+        """Kill and reap all in `groups`, then remove them. Raises LaunchError naming a group that stays busy."""
+        self._ask({"do": "destroy", "pid": pid, "cgroups": list(groups)})
+
+
+def _gone(pid: int, timeout: float) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        fd = os.pidfd_open(pid)
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        poller.poll(timeout * 1000)
+        os.close(fd)
+
+
+def _drain(fds: Sequence[int], timeout: float, argv: Sequence[str]) -> list[bytes]:
+    """All that comes from `fds` until each is closed. Raises CommandError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    found = {fd: b"" for fd in fds}
+    left = set(fds)
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    while left:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            raise CommandError(f"still running inside after {timeout:g} s, killed: {' '.join(argv)}")
+        for fd, _ in poller.poll(remaining * 1000):
+            data = os.read(fd, 65536)
+            found[fd] += data
+            if not data:
+                poller.unregister(fd)
+                left.discard(fd)
+    return [found[fd] for fd in fds]

@@ -1,0 +1,124 @@
+"""Guest disks: an ext4 file system made from an image's tree, and what each guest gets of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from bench.errors import CommandError, HostError, ImageError, UsageError
+from bench.images.layout import publish
+from bench.images.merge import merge
+from bench.images.store import ImageStore
+from bench.images.tools import run_tool
+from bench.model import MIB, Image
+
+_BLOCK = 4096
+_UUID = "62656e63-6820-4000-8000-726f6f746673"  # fixed, and the seed of directory hashes: same image, same disk
+_LABEL = "bench-root"
+_STEP = 16 * MIB  # sizes we advise are multiples of it
+
+
+def ext4_template(store: ImageStore, image: Image, size: int) -> Path:
+    """A raw ext4 file system of exactly `size` bytes with the image in it, made once for each image and size.
+
+    It belongs to the store: give each guest a copy or an overlay. Raises UsageError for a size that is no multiple of
+    4 KiB, ImageError if the image does not fit, HostError without mkfs.ext4.
+    """
+    if size < MIB or size % _BLOCK:
+        raise UsageError(f"a disk of {size} bytes: expected a multiple of {_BLOCK}, at least {MIB}")
+    path = store.disk_path(image, f"{size}.ext4")
+    if path.exists():
+        return path
+    layers = store.unpacked(image)  # before `writing`: it takes the lock as well
+    with store.writing() as scratch:
+        if not path.exists():  # another process may have made it while we waited
+            tree, made = scratch / "tree", scratch / "disk"
+            tree.mkdir()
+            merge(layers, tree)  # not `store.tree`: bare processes write in that one
+            _format(tree, made, size, image)
+            publish(made, path)
+    return path
+
+
+def _format(tree: Path, disk: Path, size: int, image: Image) -> None:
+    with disk.open("xb") as file:
+        file.truncate(size)
+    argv: list[str | Path] = [
+        "mkfs.ext4", "-q", "-F", "-b", str(_BLOCK), "-m", "0", "-L", _LABEL, "-U", _UUID,
+        "-E", f"hash_seed={_UUID},lazy_itable_init=0,lazy_journal_init=0",
+        "-d", tree, disk,
+    ]  # fmt: skip
+    done = run_tool(argv, timeout=600, check=False)
+    if done.status:
+        raise _refused(done.stderr.strip() or done.stdout.strip(), tree, size, image)
+    with disk.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _refused(said: str, tree: Path, size: int, image: Image) -> ImageError | CommandError:
+    needed = _needed(tree)
+    if needed > size or "Could not allocate" in said or "No space left" in said:
+        hint = f"set vm.disk to {needed if needed > size else size + _STEP} bytes or more"
+        return ImageError(f"image {image.name} does not fit on a disk of {size} bytes", hint=hint)
+    return CommandError(f"mkfs.ext4 failed for image {image.name}: {said}")
+
+
+def _needed(tree: Path) -> int:
+    """Bytes a disk needs for `tree`, a fifth more than its blocks for inodes, journal and room to start, rounded up."""
+    used, files = 0, 0
+    for folder, folders, names in os.walk(tree):
+        for name in (*folders, *names):
+            used += -(-os.lstat(os.path.join(folder, name)).st_size // _BLOCK) * _BLOCK
+            files += 1
+    needed = (used + files * 512) * 6 // 5 + 8 * MIB
+    return -(-needed // _STEP) * _STEP
+
+
+def copy_disk(template: Path, target: Path) -> None:
+    """Give `target` a full copy of its own: holes stay holes, data is written anew.
+
+    Not by copy_file_range: on btrfs and xfs it shares the blocks, and the copy would cost nothing. Raises HostError if
+    the disk is full; what was copied is removed.
+    """
+    source = os.open(template, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _copy_data(source, copy)
+        finally:
+            os.close(copy)
+    except OSError as error:
+        if target.is_file():
+            target.unlink()
+        message = f"{target}: can't copy {template} there: {error.strerror}"
+        raise HostError(message, hint=f"df {target.parent}") from error
+    finally:
+        os.close(source)
+
+
+def _copy_data(source: int, copy: int) -> None:
+    size = os.fstat(source).st_size
+    os.ftruncate(copy, size)
+    start = 0
+    while start < size:
+        try:
+            start = os.lseek(source, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = os.lseek(source, start, os.SEEK_HOLE)
+        os.lseek(copy, start, os.SEEK_SET)
+        while start < end:
+            copied = os.sendfile(copy, source, start, end - start)
+            if not copied:
+                raise OSError(errno.EIO, "it became shorter meanwhile")
+            start += copied
+
+
+def qcow2_overlay(backing: Path, target: Path) -> None:
+    """Make an empty qcow2 disk over the raw disk `backing`, which must not change while it is in use."""
+    if not backing.is_file():
+        raise ImageError(f"{backing}: no such disk")
+    run_tool(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", backing.absolute(), target], timeout=60)

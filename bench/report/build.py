@@ -1,0 +1,132 @@
+"""One run as one HTML file that needs nothing else: no network, no fonts, no scripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup, escape
+
+from bench.analysis import Estimate, Series, frames, headline, quality, summarise
+from bench.analysis.headline import accelerator_mark, by_series, ratios
+from bench.analysis.resampling import coverage_bound
+from bench.metrics import METRICS, Metric
+from bench.model import LaunchRecord, NoteRecord, Outcome, Summary, TrialRecord, to_json
+from bench.report import format
+from bench.report.answer import COMPARED, TCG, answer
+from bench.report.figures import Scene, figures
+from bench.report.svg import PALETTE
+from bench.store import RunData
+from bench.store.files import make_folder, not_writable, write_atomic
+
+_SHAPES = ("●", "■", "▲", "◆", "▼", "✚")  # in the order of svg.MARKERS
+_BYTES = frozenset({"memory_total", "memory_available", "swap_total", "empty_memcg_bytes", "empty_netns_bytes"})
+
+
+class Key(NamedTuple):
+    """How a series is marked beside its name in tables: the colour's number and the shape its figures use."""
+
+    colour: int
+    shape: str
+
+
+def build_report(data: RunData, target: Path) -> None:
+    """Write the report of `data` to `target`; missing folders are made. Raises ResultsError if it can't be written."""
+    page = render(data).encode()
+    try:
+        make_folder(target.parent)
+    except OSError as error:
+        raise not_writable(target.parent, error) from error
+    write_atomic(target, page)
+
+
+def render(data: RunData) -> str:
+    """The report as text; the same data give the same text."""
+    room = files("bench.report")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(quantity=format.quantity, interval=format.interval, date=_date, span=_span, code=_code)
+    template = environment.from_string(room.joinpath("report.html").read_text(encoding="utf-8"))
+    css = Markup(room.joinpath("report.css").read_text(encoding="utf-8"))
+    return template.render(css=css, **_measured(data), **_said(data))
+
+
+def _measured(data: RunData) -> dict[str, object]:
+    """What the analysis makes of the run."""
+    summary = summarise(data)
+    rows = headline(summary, data)
+    found = by_series(summary)
+    metrics = {(series, name): one for series, some in found.items() for name, one in some.items()}
+    scene = Scene(frames(data), tuple(rows), metrics, data.host.memory_available, data.info.seed)
+    return {
+        "rows": rows, "table": _table(found), "doubts": quality(data, summary),
+        "answer": answer(data, rows, ratios(data, COMPARED)),
+        "figures": [(drawing, Markup(drawing.wide), Markup(drawing.narrow)) for drawing in figures(scene)],
+        "keys": _keys(scene.tables.series), "glossary": _glossary(summary),
+        "mark": lambda series: accelerator_mark(series, summary.accelerator),
+        "named_mark": lambda name: summary.accelerator if name.startswith("vm:") else None,
+        "tcg": TCG if summary.accelerator == "tcg" else "", "accelerator": summary.accelerator,
+    }  # fmt: skip
+
+
+def _said(data: RunData) -> dict[str, object]:
+    """What the run says of itself."""
+    trials = [record for record in data.records if isinstance(record, TrialRecord)]
+    rounds = max((record.round for record in trials), default=0)
+    return {
+        "info": data.info, "host": data.host, "facts": _facts(data), "trials": trials, "rounds": rounds,
+        "coverage": coverage_bound(rounds), "absent": format.ABSENT,
+        "failures": [r for r in data.records if isinstance(r, LaunchRecord) and r.outcome is not Outcome.SUCCEEDED],
+        "notes": [record for record in data.records if isinstance(record, NoteRecord)],
+    }  # fmt: skip
+
+
+def _keys(series: tuple[Series, ...]) -> Mapping[str, Key]:
+    places = {one.name: place % len(PALETTE) for place, one in enumerate(series)}
+    return {name: Key(place, _SHAPES[place]) for name, place in places.items()}
+
+
+def _table(found: Mapping[Series, Mapping[str, Estimate]]) -> list[tuple[Series, list[tuple[Metric, Estimate]]]]:
+    return [(series, [(METRICS[name], one) for name, one in some.items()]) for series, some in found.items()]
+
+
+def _glossary(summary: Summary) -> list[Metric]:
+    """Definitions of the metrics this report shows, in the glossary's order."""
+    shown = {row.metric for row in summary.summary}
+    return [metric for name, metric in METRICS.items() if name in shown]
+
+
+def _facts(data: RunData) -> list[tuple[str, str]]:
+    """Host facts in the record's order, as text."""
+    return [(name.replace("_", " "), _fact(name, getattr(data.host, name))) for name in data.host.__struct_fields__]
+
+
+def _fact(name: str, value: object) -> str:
+    if value is None:
+        return "not known"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and name in _BYTES:
+        return format.quantity(value, "bytes")
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value) if isinstance(value, str) else to_json(value).decode()
+
+
+def _code(text: str) -> Markup:
+    """`commands` in a message as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _date(seconds: float | None) -> str:
+    return format.ABSENT if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _span(seconds: float) -> str:
+    """`4 min 12 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,149 @@
+"""Reads a run folder back, finds it by what a person types, and says exactly what is broken in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from bench.errors import ResultsError
+from bench.model import SCHEMA, TOKEN_LENGTH, HostFacts, Record, RunInfo
+
+RUN, HOST, TRIALS, TIMINGS = "run.json", "host.json", "trials.jsonl", "startup.pyperf.json"
+
+T = TypeVar("T")
+
+
+class RunData(Struct, frozen=True):
+    """All a run folder says. `warnings` are about the reading of it (a torn last line), not the run's own."""
+
+    info: RunInfo
+    host: HostFacts
+    records: tuple[Record, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class _Version(Struct):
+    schema: int = SCHEMA
+
+
+_RECORDS = msgspec.json.Decoder(Record)
+_VERSION = msgspec.json.Decoder(_Version)
+
+
+def read_info(path: Path) -> RunInfo:
+    """run.json of the run folder `path`. Raises ResultsError if it is missing, broken or from a newer bench."""
+    return _decode(path / RUN, _bytes_of(path / RUN), RunInfo)
+
+
+def read_run(path: Path) -> RunData:
+    """The whole run folder `path`. A torn last line (a crash) is left out with a warning.
+
+    Raises ResultsError naming the file, and the line, that is missing, broken or from a newer bench.
+    """
+    info = read_info(path)
+    host = _decode(path / HOST, _bytes_of(path / HOST), HostFacts)
+    records, warnings = _read_trials(path / TRIALS)
+    return RunData(info, host, tuple(records), tuple(warnings))
+
+
+def list_runs(results: Path) -> list[Path]:
+    """Run folders in `results`, oldest first (an id begins with its date)."""
+    if not results.is_dir():
+        return []
+    return sorted(path for path in results.iterdir() if (path / RUN).is_file())
+
+
+def find_run(results: Path, text: str) -> Path:
+    """The run folder meant by `text`: an id, an unambiguous beginning of one, a token, "latest", or a path.
+
+    Raises ResultsError that lists what there is.
+    """
+    runs = list_runs(results)
+    if text == "latest" and runs:
+        return runs[-1]
+    found = _matches(runs, text)
+    if len(found) == 1:
+        return found[0]
+    if not found and text and (Path(text) / RUN).is_file():
+        return Path(text)
+    if found:
+        hint = "type more of the id, or its last six characters"
+        raise ResultsError(f"{text!r} may mean any of {_names(found)}", hint=hint)
+    raise ResultsError(f"there is no run {text!r} in {results}", hint=_what_there_is(runs))
+
+
+def _matches(runs: list[Path], text: str) -> list[Path]:
+    """Runs whose id is `text`, else whose token is, else whose id begins with it."""
+    named = [run for run in runs if run.name == text]
+    token = [run for run in runs if len(text) == TOKEN_LENGTH and run.name.endswith(f"-{text}")]
+    return named or token or ([run for run in runs if run.name.startswith(text)] if text else [])
+
+
+def _names(runs: list[Path]) -> str:
+    """The newest ten ids, and how many more there are."""
+    names = [run.name for run in reversed(runs)]
+    more = f" and {len(names) - 10} older" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
+
+
+def _what_there_is(runs: list[Path]) -> str:
+    if not runs:
+        return "it holds no run: `bench run density` makes one, --results DIR looks elsewhere"
+    return f"there are {_names(runs)}; --results DIR looks elsewhere"
+
+
+def _read_trials(path: Path) -> tuple[list[Record], list[str]]:
+    """Records of trials.jsonl and warnings about it."""
+    lines = _bytes_of(path).split(b"\n")
+    if lines[-1] == b"":
+        lines.pop()
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(_RECORDS.decode(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            _refuse_newer(path, line, number)
+            if number < len(lines):
+                hint = "the file was changed by something else than bench: restore it, or delete that line"
+                raise ResultsError(f"{path}:{number}: {error}", hint=hint) from error
+            return records, [f"{path}:{number}: the last line is torn (the run crashed while writing it); left out"]
+        _check_schema(path, records[-1].schema, number)
+    return records, []
+
+
+def _refuse_newer(path: Path, line: bytes, number: int) -> None:
+    """A line we cannot read may be a later version's new kind of record: then say that instead."""
+    try:
+        version = _VERSION.decode(line).schema
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return
+    _check_schema(path, version, number)
+
+
+def _check_schema(path: Path, version: int, number: int | None = None) -> None:
+    if 1 <= version <= SCHEMA:
+        return
+    where = f"{path}:{number}" if number else str(path)
+    hint = "read it with the bench that wrote it, or a later one (`bench --version`)"
+    raise ResultsError(f"{where}: schema version {version}; this bench reads 1 to {SCHEMA}", hint=hint)
+
+
+def _decode(path: Path, data: bytes, kind: type[T]) -> T:
+    """One JSON file as `kind`; the schema version is looked at first, as a newer file may not decode at all."""
+    try:
+        _check_schema(path, _VERSION.decode(data).schema)
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"{path}: {error}", hint="the file is damaged: the run can't be read without it") from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ResultsError(f"{path}: is missing", hint="name a run folder, see `bench list`") from error
+    except OSError as error:
+        raise ResultsError(f"{path}: {error.strerror}", hint="run as the user who owns it, or as root") from error

@@ -1,0 +1,110 @@
+"""Writes a run folder: run.json and host.json at once, trials.jsonl as it happens, startup.pyperf.json at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO, Literal, Self
+
+import msgspec
+
+from bench.errors import ResultsError
+from bench.model import HostFacts, Record, RunInfo, to_json
+from bench.store.files import give_to_caller, give_tree_to_caller, make_folder, not_writable, write_atomic
+from bench.store.reader import HOST, RUN, TIMINGS, TRIALS, read_run
+from bench.store.timings import write_timings
+
+log = logging.getLogger(__name__)
+
+Status = Literal["done", "failed", "interrupted"]
+
+
+class RunWriter:
+    """The folder of one run under way. Entering makes it, leaving closes it, with or without `finish`.
+
+    Neither `append` nor `sync` belongs in a timed window: the runner calls both between launches.
+    """
+
+    def __init__(self, results: Path, info: RunInfo, host: HostFacts) -> None:
+        self.path = results / info.run
+        self.info = info
+        self._host = host
+        self._stack = ExitStack()
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        """Raises ResultsError if the folder is there already or can't be made."""
+        self._make()
+        write_atomic(self.path / RUN, _pretty(self.info))
+        write_atomic(self.path / HOST, _pretty(self._host))
+        trials = self.path / TRIALS
+        try:
+            self._file = self._stack.enter_context(trials.open("ab"))
+        except OSError as error:
+            raise not_writable(trials, error) from error
+        give_to_caller(trials)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+        self._file = None
+        give_tree_to_caller(self.path)  # consoles and payload output were written by others
+
+    @property
+    def logs(self) -> Path:
+        """Folder for consoles, payload output and evidence."""
+        return self.path / "logs"
+
+    def append(self, record: Record) -> None:
+        """Write one line and hand it to the kernel: it outlives this process, though not yet the machine."""
+        file = self._open()
+        try:
+            file.write(to_json(record) + b"\n")
+            file.flush()
+        except OSError as error:
+            raise not_writable(self.path / TRIALS, error) from error
+
+    def sync(self) -> None:
+        """Make all appended records durable: at the end of a trial."""
+        file = self._open()
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise not_writable(self.path / TRIALS, error) from error
+
+    def finish(
+        self, status: Status, ended: float, warnings: Sequence[str] = (), accelerator: str | None = None
+    ) -> None:
+        """Write how the run ended into run.json, and startup.pyperf.json from what trials.jsonl holds."""
+        self.sync()
+        self.info = msgspec.structs.replace(
+            self.info, status=status, ended=ended,
+            warnings=(*self.info.warnings, *warnings), accelerator=accelerator or self.info.accelerator,
+        )
+        write_atomic(self.path / RUN, _pretty(self.info))
+        write_timings(read_run(self.path), self.path / TIMINGS)
+
+    def _make(self) -> None:
+        if self.path.exists():
+            hint = "a run is written once: run again for a new id, or move that folder away"
+            raise ResultsError(f"{self.path}: is there already", hint=hint)
+        try:
+            make_folder(self.path.parent)
+            self.path.mkdir()
+            self.logs.mkdir()
+        except OSError as error:
+            raise not_writable(self.path, error) from error
+        give_to_caller(self.path)
+        give_to_caller(self.logs)
+
+    def _open(self) -> BinaryIO:
+        if self._file is None:
+            raise ValueError("RunWriter is used outside its context")
+        return self._file
+
+
+def _pretty(value: object) -> bytes:
+    return msgspec.json.format(to_json(value), indent=2) + b"\n"

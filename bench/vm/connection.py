@@ -1,0 +1,237 @@
+"""The way to libvirt: `qemu:///embed` runs its QEMU driver inside our process, without a daemon.
+
+libvirt is imported here and nowhere else, and only when a connection is opened. Its embedded driver keeps one root
+folder for the life of a process: the first one opened serves all later runs of that process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bench import process
+from bench.errors import BenchError, CommandError, HostError, LaunchError
+
+log = logging.getLogger(__name__)
+
+INSTALL = "pip install tenancy-bench[vm] (compiles it: needs libvirt-dev, pkg-config and gcc)"
+_CAPS = "cache/qemu/capabilities"
+_HINTS = (
+    (r"Failed to parse user '([^']+)'", r"useradd --system --user-group --no-create-home --shell /usr/sbin/nologin \1"),
+    (r"Failed to parse group '([^']+)'", r"groupadd --system \1"),
+    (r"libvirt-sock.*(No such file|Connection refused)", "start libvirtd and virtlogd, or leave --connect out"),
+    (r"[Nn]o connection driver available|library.*qemu.*not found", "apt-get install libvirt-daemon-driver-qemu"),
+    (r"Cannot allocate memory", "lower the count or the memory limit: the host has no room for one more guest"),
+    (r"Cannot get interface MTU|Unable to add bridge", "the run's bridge is gone: bench clean, then run again"),
+    (r"[Pp]ermission denied", "QEMU runs as another user: state and cache folders must be readable along their whole path"),
+)
+_opening = threading.Lock()
+_events: threading.Thread | None = None
+_embed_root: Path | None = None  # libvirt refuses a second one in the same process
+
+
+class Connection:
+    """An open connection. `close` lets go of it; domains live on until they are destroyed."""
+
+    def __init__(self, handle: Any, uri: str, runtime: Path, user: str) -> None:
+        self.handle = handle
+        self.uri = uri
+        self.runtime = runtime  # where libvirt keeps NAME.pid of running guests
+        self.user = user  # who QEMU runs as
+
+    def version(self) -> str:
+        return _dotted(self.handle.getLibVersion())
+
+    def create(self, xml: str) -> Any:
+        """A new domain, paused. Raises LaunchError."""
+        libvirt = _libvirt()
+        with errors(LaunchError, "libvirt refuses the domain"):
+            return self.handle.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
+
+    def pid_of(self, name: str) -> int:
+        """Pid of the domain's QEMU. Raises LaunchError if it is gone already."""
+        try:
+            return int((self.runtime / f"{name}.pid").read_text())
+        except (OSError, ValueError) as error:
+            raise LaunchError(f"QEMU of {name} ended as soon as it was started") from error
+
+    def learn(self, machine: str, kind: str) -> None:
+        """Have libvirt ask QEMU what it can do, which takes about four seconds if it does not know. Raises HostError."""
+        with errors(HostError, f"libvirt finds no QEMU for {kind} guests"):
+            self.handle.getDomainCapabilities(None, "x86_64", machine, kind)
+
+    def close(self) -> None:
+        with contextlib.suppress(_libvirt().libvirtError):
+            self.handle.close()
+
+
+def connect(state: Path, cache: Path, uri: str | None = None) -> Connection:
+    """Open `uri`, by default the embedded driver with its root in `state`.
+
+    Raises HostError if libvirt is not there or refuses.
+    """
+    with _opening:
+        if uri is None:
+            return _open_embed(state / "libvirt", cache)
+        if not re.fullmatch(r"qemu:///(system|embed\?root=/.*)", uri):
+            raise HostError(
+                f"can't use {uri}: console and payload of a guest reach us through sockets of this host",
+                hint="leave --connect out, or give qemu:///system",
+            )
+        if "embed" in uri:
+            return _open_embed(Path(uri.partition("root=")[2]), cache)
+        return Connection(_open(uri, None), uri, Path("/run/libvirt/qemu"), "as libvirtd's qemu.conf says")
+
+
+def domain_gone(domain: Any) -> bool:
+    """Whether libvirt has forgotten the domain."""
+    try:
+        return not domain.isActive()
+    except _libvirt().libvirtError:
+        return True
+
+
+def destroy(domain: Any) -> None:
+    """End it, if it is still there. Raises LaunchError's kin BenchError if libvirt can't."""
+    libvirt = _libvirt()
+    try:
+        domain.destroy()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            raise translate(error, BenchError, "libvirt can't destroy the domain") from error
+
+
+@contextlib.contextmanager
+def errors(kind: type[BenchError], what: str) -> Iterator[None]:
+    """Errors of libvirt's as ours."""
+    try:
+        yield
+    except _libvirt().libvirtError as error:
+        raise translate(error, kind, what) from error
+
+
+def translate(error: Exception, kind: type[BenchError], what: str) -> BenchError:
+    said = str(error)
+    for pattern, hint in _HINTS:
+        if match := re.search(pattern, said):
+            return kind(f"{what}: {said}", hint=match.expand(hint))
+    return kind(f"{what}: {said}")
+
+
+def check_embed() -> None:
+    """Open an embedded driver in a process of its own: ours must stay free for a run's root. Raises HostError."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
+            process.run([sys.executable, "-m", "bench.vm.connection", scratch], timeout=30)
+    except CommandError as error:
+        said = error.message.strip().splitlines()[-1]
+        raise translate(Exception(said), HostError, "libvirt's QEMU driver does not start") from error
+
+
+# --- opening -----------------------------------------------------------------------------------------------------
+
+
+def _open_embed(root: Path, cache: Path) -> Connection:
+    global _embed_root
+    used = _embed_root or root
+    user = _make_root(used, cache)
+    handle = _open(f"qemu:///embed?root={used}", used)
+    _embed_root = used
+    return Connection(handle, f"qemu:///embed?root={used}", used / "run/qemu", user)
+
+
+def _make_root(root: Path, cache: Path) -> str:
+    """Write the driver's configuration, give it what earlier runs learned of QEMU; returns the user QEMU will run as."""
+    lines = ['stdio_handler = "file"']  # by default QEMU's output goes through the daemon virtlogd
+    user = "libvirt's default"
+    if not (_reachable(root) and _reachable(cache)):  # libvirt's user could not read the disks: root can
+        user = "root"
+        lines += ['user = "root"', 'group = "root"']
+    (root / "etc").mkdir(parents=True, exist_ok=True)
+    (root / "etc/qemu.conf").write_text("\n".join(lines) + "\n")
+    for name in ("run/qemu", "lib/qemu/channel/target", "lib/qemu/save", "log/qemu"):  # if removed since it was opened
+        (root / name).mkdir(parents=True, exist_ok=True)
+    _copy_new(cache / "libvirt-caps", root / _CAPS)
+    return user
+
+
+def _reachable(path: Path) -> bool:
+    """Whether any user may pass through the folders of `path` that exist."""
+    return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents) if folder.exists())
+
+
+def keep_capabilities(connection: Connection, cache: Path) -> None:
+    """Keep libvirt's answers about QEMU for later runs: asking costs about four seconds in each new root.
+
+    libvirt checks them against QEMU, kernel and its own version before it believes them.
+    """
+    if "embed" in connection.uri:
+        _copy_new(connection.runtime.parents[1] / _CAPS, cache / "libvirt-caps")
+
+
+def _copy_new(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.xml"):
+        copy = target / path.name
+        if not copy.exists() or copy.stat().st_mtime_ns < path.stat().st_mtime_ns:
+            scratch = copy.with_name(f".{path.name}.{os.getpid()}")
+            shutil.copy2(path, scratch)
+            scratch.rename(copy)
+
+
+def _open(uri: str, root: Path | None) -> Any:
+    if root is not None:  # set before libvirt's first call, or it writes its log on our stderr
+        os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", f"3:file:{root}/libvirt.log")
+    libvirt = _libvirt()
+    _run_events(libvirt)
+    with errors(HostError, f"can't open {uri}"):
+        return libvirt.open(uri)
+
+
+def _libvirt() -> Any:
+    try:
+        import libvirt
+    except ImportError as error:
+        raise HostError("libvirt-python is not installed", hint=INSTALL) from error
+    return libvirt
+
+
+def _run_events(libvirt: Any) -> None:
+    """Start libvirt's event loop, once: it must be registered before the first connection."""
+    global _events
+    if _events is not None:
+        return
+    libvirt.registerErrorHandler(_silent, None)
+    libvirt.virEventRegisterDefaultImpl()
+    _events = threading.Thread(target=_event_loop, args=(libvirt,), name="libvirt-events", daemon=True)
+    _events.start()
+
+
+def _silent(_context: object, _error: object) -> None:
+    """libvirt prints every error on stderr otherwise; ours are raised."""
+
+
+def _event_loop(libvirt: Any) -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def _dotted(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+if __name__ == "__main__":  # see check_embed
+    place = Path(sys.argv[1])
+    opened = _open_embed(place, place / "no-cache")
+    sys.stdout.write(f"{opened.version()}\n")

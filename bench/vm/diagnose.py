@@ -1,0 +1,35 @@
+"""Why a guest did not come up, as far as its console tells."""
+
+from __future__ import annotations
+
+import re
+
+_CAUSES = (
+    (r"bench: failed: (.*)", r"\1"),
+    (r"bench: payload exited with status (\d+)", r"its payload exited with status \1"),
+    (r"Out of memory|oom-kill|Cannot allocate memory|System is deadlocked on memory", "it ran out of memory; raise limits.memory"),
+    (r"Initramfs unpacking failed|write error|No working init found", "its initramfs did not fit in its memory; raise limits.memory"),
+    (r"Kernel panic - not syncing: (.*)", r"its kernel panicked: \1"),
+)
+_LINES = 12
+
+
+def likely_cause(console: str) -> str | None:
+    """What the console's text points at; the first of the known causes that it shows."""
+    if not console.strip():
+        return "its console said nothing: the kernel did not start, or too slowly"
+    for pattern, text in _CAUSES:
+        if match := re.search(pattern, console):
+            return match.expand(text).strip()
+    return None
+
+
+def last_words(console: str, output: str) -> str:
+    """The end of the payload's output and of the console, for an error message."""
+    parts = [f"{name}:\n{_tail(text)}" for name, text in (("payload", output), ("console", console)) if text.strip()]
+    return "\n".join(parts) or "nothing was said on console or output"
+
+
+def _tail(text: str) -> str:
+    lines = [line.rstrip() for line in text.replace("\r", "").splitlines() if line.strip()]
+    return "\n".join(f"  {line}" for line in lines[-_LINES:])

@@ -1,0 +1,198 @@
+"""A running guest: created paused, its sockets taken over, resumed; stopped through its agent or destroyed."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import LaunchError, ReadyTimeoutError, StopError
+from bench.linux import cgroups
+from bench.linux.lines import LineHub, LineStream
+from bench.linux.subreaper import Reaper, Watched
+from bench.model import Completed, Phase, PhaseLog
+from bench.vm import groups
+from bench.vm.agent import Agent
+from bench.vm.connection import Connection, destroy, domain_gone, errors
+from bench.vm.diagnose import last_words, likely_cause
+from bench.vm.domain import Domain
+from bench.vm.sockets import Listener, detach
+
+log = logging.getLogger(__name__)
+
+INIT_MARK = "bench: init"
+_CONNECT = 10.0  # seconds for QEMU to open its sockets: it has by the time createXML returns
+_GRACE = 3.0  # seconds the payload gets to end by itself when the guest is stopped
+_FORGET = 5.0  # seconds libvirt gets to tidy up after QEMU has ended
+
+
+@dataclass(frozen=True)
+class Host:
+    """What guests of one driver share."""
+
+    connection: Connection
+    hub: LineHub
+    reaper: Reaper
+
+
+@dataclass(frozen=True)
+class Order:
+    """One guest to be: its domain, and where its evidence goes (None: nowhere). `marks` are looked for in its output."""
+
+    id: str
+    domain: Domain
+    marks: tuple[str, ...]
+    logs: Path | None = None
+
+    def log(self, suffix: str) -> Path | None:
+        return self.logs / f"{self.id}.{suffix}" if self.logs else None
+
+
+class Guest:
+    """One guest. Made by `boot`, which also removes it."""
+
+    def __init__(
+        self, order: Order, handle: Any, watched: Watched, console: LineStream, output: LineStream, agent: Agent, phases: PhaseLog
+    ) -> None:  # fmt: skip
+        self.order, self.handle, self.watched = order, handle, watched
+        self.console, self.output, self.agent, self.phases = console, output, agent, phases
+        self.cgroups = groups.groups_of(watched.pid, order.domain.name)
+        self.argv = command_line(watched.pid)
+
+    @property
+    def pid(self) -> int:
+        """Host pid of its QEMU."""
+        return self.watched.pid
+
+    def alive(self) -> bool:
+        return not self.watched.gone.is_set()
+
+    def wait_line(self, mark: str, timeout: float) -> None:
+        """Wait for `mark` in the payload's output and stamp `ready`. Raises ReadyTimeoutError or LaunchError."""
+        try:
+            self.ready_at(self.output.wait(mark, timeout))
+        except TimeoutError:
+            raise self.not_ready(timeout) from None
+        except EOFError:
+            raise self.ended() from None
+
+    def ready_at(self, stamp: int) -> None:
+        self.stamp_boot()
+        self.phases.stamp(Phase.READY, stamp)
+
+    def stamp_boot(self) -> None:
+        """Stamp what the console has shown so far; on failure too, it says how far the guest came."""
+        for phase, at in ((Phase.KERNEL, self.console.first_byte), (Phase.INIT, self.console.stamp(INIT_MARK))):
+            if at is not None:
+                self.phases.stamp(phase, at)
+
+    def not_ready(self, timeout: float) -> LaunchError:
+        self.stamp_boot()
+        hint = "raise timeout, or look at what payload.ready waits for"
+        return ReadyTimeoutError(self._story(f"was not ready within {timeout:g} s"), hint=hint)
+
+    def ended(self) -> LaunchError:
+        self.stamp_boot()
+        return LaunchError(self._story("ended before it was ready"))
+
+    def _story(self, what: str) -> str:
+        console = self.console.tail()
+        cause = likely_cause(console)
+        because = f" ({cause})" if cause else ""
+        return f"{self.order.id} {what}{because}; it said last\n{last_words(console, self.output.tail())}"
+
+    def exec(self, argv: Sequence[str], timeout: float) -> Completed:
+        if not self.alive():
+            raise LaunchError(f"{self.order.id} does not run any more")
+        return self.agent.exec(argv, timeout)
+
+    def stop(self, timeout: float) -> None:
+        """Ask the payload to end and the guest to power off; destroy it after `timeout` seconds."""
+        if self.alive():
+            self.agent.ask_to_stop(min(_GRACE, timeout / 2))
+            if not self.watched.gone.wait(timeout):
+                log.info("%s did not power off within %g s: destroyed", self.order.id, timeout)
+        self.kill()
+
+    def kill(self) -> None:
+        """Destroy it the way libvirt does. Raises StopError if its QEMU survives even SIGKILL."""
+        if self.alive():
+            destroy(self.handle)
+            if not self.watched.gone.wait(1):
+                _kill(self.pid)
+        if not self.watched.gone.wait(_FORGET):
+            raise StopError(f"QEMU of {self.order.id} (pid {self.pid}) does not end", hint=f"look at /proc/{self.pid}/stack")
+
+    def remove(self) -> None:
+        """Kill it, and wait until libvirt has forgotten it and its cgroups are gone."""
+        self.kill()
+        deadline = time.monotonic() + _FORGET
+        while not domain_gone(self.handle) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        destroy(self.handle)
+        for path in sorted(set(self.cgroups.values())):
+            cgroups.remove(path)  # libvirt does, but not where QEMU ended while it looked away
+
+
+@contextmanager
+def boot(host: Host, order: Order, phases: PhaseLog) -> Iterator[Guest]:
+    """Create the domain paused, take over its sockets, let it run; on the way out nothing of it is left.
+
+    Stamps `created` and `started`. Raises LaunchError.
+    """
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(Listener(Path(path))) for path in _paths(order.domain)]
+        handle = host.connection.create(order.domain.text())
+        phases.stamp(Phase.CREATED)
+        undo = stack.enter_context(ExitStack())
+        undo.callback(destroy, handle)
+        guest = _adopt(host, order, handle, listeners, phases, undo)
+        stack.callback(guest.remove)
+        undo.pop_all()
+        with errors(LaunchError, f"{order.id} does not start"):
+            handle.resume()
+        phases.stamp(Phase.STARTED)
+        _keep_evidence(guest)
+        yield guest
+
+
+def _paths(domain: Domain) -> list[str]:
+    return [domain.console.path, *(channel.path for channel in domain.channels)]
+
+
+def _adopt(host: Host, order: Order, handle: Any, listeners: list[Listener], phases: PhaseLog, stack: ExitStack) -> Guest:
+    pid = host.connection.pid_of(order.domain.name)
+    console, output, agent = (listener.accept(_CONNECT) for listener in listeners)
+    watched = host.reaper.watch(pid)
+    streams = (
+        host.hub.watch(detach(console), marks=(INIT_MARK,), log=order.log("console.log")),
+        host.hub.watch(detach(output), marks=order.marks, log=order.log("payload.log")),
+    )
+    return Guest(order, handle, watched, *streams, Agent(agent, order.id), phases)
+
+
+def _keep_evidence(guest: Guest) -> None:
+    """The domain as libvirt completed it, and what QEMU was really started with."""
+    if (path := guest.order.log("xml")) is not None:
+        with errors(LaunchError, f"{guest.order.id} ended at once"):
+            path.write_text(guest.handle.XMLDesc())
+        path.with_suffix(".argv").write_text("\n".join(guest.argv) + "\n")
+
+
+def command_line(pid: int) -> list[str]:
+    """Words of a process's command line; empty if it is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
+    return []
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

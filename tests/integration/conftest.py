@@ -1,0 +1,96 @@
+"""Real instances: a run's context on this host, and proof that nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bench.config import BUILTIN_PAYLOADS, SETTINGS
+from bench.container.groups import layout
+from bench.drivers.base import Driver
+from bench.drivers.context import RunContext
+from bench.drivers.network import RunNetwork
+from bench.drivers.registry import make_driver
+from bench.images.store import ImageStore
+from bench.linux.lines import LineHub
+from bench.model import MIB, InstanceSpec, Limits, RunId, Settings
+from bench.paths import cache_dir
+from tests.integration.traces import traces
+
+_tokens = iter(f"t{number:05d}" for number in range(os.getpid() % 1000 * 100, 99_999))
+
+
+@pytest.fixture
+def run_id() -> RunId:
+    return RunId(f"20261124-000000-test-{next(_tokens)}")
+
+
+@pytest.fixture
+def context(run_id: RunId, tmp_path: Path) -> Iterator[RunContext]:
+    """Everything a driver needs; afterwards nothing of the run may be left on the host."""
+    state = Path("/var/lib/bench-test") / run_id[-6:]  # short: socket paths end at 108 bytes
+    state.mkdir(parents=True)
+    network = RunNetwork(run_id)
+    with LineHub() as hub:
+        made = RunContext(run=run_id, state=state, images=ImageStore(cache_dir() / "images"), hub=hub, network=network)
+        try:
+            yield made
+        finally:
+            network.close()
+            made.launcher.close()
+    for path in layout().parents(run_id):
+        assert not os.path.exists(path), f"{path} was left behind"
+    left = [str(path) for path in state.rglob("*") if path.is_file()]
+    assert not left
+    _remove(state)
+    assert not traces(run_id)
+
+
+def _remove(state: Path) -> None:
+    import shutil
+
+    shutil.rmtree(state)
+    if not any(state.parent.iterdir()):
+        state.parent.rmdir()
+
+
+@pytest.fixture
+def make_spec(context: RunContext, tmp_path: Path) -> Callable[..., InstanceSpec]:
+    """A spec of the default image and the idle payload, with what a test changes."""
+    numbers = iter(range(1, 10_000))
+
+    def make(driver: str, payload: str = "idle", settings: Settings | None = None, **changes: object) -> InstanceSpec:
+        memory = 256 * MIB if driver == "vm" else 64 * MIB
+        spec = InstanceSpec(
+            run=context.run,
+            driver=driver,
+            profile="stock" if driver == "vm" else "default",
+            number=next(numbers),
+            image=context.images.resolve("default"),
+            payload=BUILTIN_PAYLOADS[payload],
+            limits=Limits(memory=memory, cpus=1.0, pids=64),
+            settings=settings or SETTINGS[driver](),
+            logs=str(tmp_path),
+        )
+        return msgspec.structs.replace(spec, **changes)
+
+    return make
+
+
+@pytest.fixture
+def driver_of(context: RunContext) -> Iterator[Callable[[str], Driver]]:
+    """Drivers by name; closed at the end."""
+    made: dict[str, Driver] = {}
+
+    def get(name: str) -> Driver:
+        if name not in made:
+            made[name] = make_driver(name, context)
+        return made[name]
+
+    yield get
+    for driver in made.values():
+        driver.close()

@@ -1,0 +1,187 @@
+"""The kernel layer as data: what is packed, parsed and described, without a kernel that allows it."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.container.rootfs import MASKED, default_steps
+from bench.linux import cgroups, mounts, netlink
+from bench.linux.lines import LineHub
+
+HYBRID = """\
+30 1 0:25 / /sys/fs/cgroup rw - tmpfs cgroup rw
+31 30 0:26 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct
+32 30 0:27 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory
+33 30 0:28 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+"""
+
+
+def test_mounts_of_a_hybrid_host() -> None:
+    assert cgroups.v1_mounts(HYBRID) == {
+        "cpu": "/sys/fs/cgroup/cpu,cpuacct",
+        "cpuacct": "/sys/fs/cgroup/cpu,cpuacct",
+        "memory": "/sys/fs/cgroup/memory",
+    }
+    assert cgroups.v2_mount(HYBRID) == "/sys/fs/cgroup/unified"
+
+
+def test_mounts_of_a_pure_v2_host() -> None:
+    text = "30 1 0:25 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw,nsdelegate\n"
+    assert cgroups.v1_mounts(text) == {}
+    assert cgroups.v2_mount(text) == "/sys/fs/cgroup"
+
+
+def test_steps_survive_the_way_to_the_launcher() -> None:
+    steps = default_steps(["/l/1", "/l/2"], "/state/c1")
+    assert [mounts.unpack(step.pack()) for step in steps] == steps
+    assert all(step.describe() for step in steps)
+
+
+def test_order_of_the_default_root() -> None:
+    steps = default_steps(["/l/1", "/l/2"], "/state/c1")
+    kinds = [type(step).__name__ for step in steps]
+    assert kinds[:2] == ["Propagation", "Overlay"], "nothing is mounted before mounts stop reaching the host"
+    pivot = kinds.index("PivotRoot")
+    assert {type(step).__name__ for step in steps[pivot + 1 :]} == {"ReadOnly", "Mask"}
+    assert [step.target for step in steps if isinstance(step, mounts.Mask)] == list(MASKED)
+    assert "lowerdir=/l/2:/l/1," in steps[1].describe(), "the kernel wants the highest layer first"
+
+
+@given(st.text(alphabet=":,\\ab", min_size=1, max_size=8))
+def test_overlay_options_keep_odd_paths_whole(name: str) -> None:
+    option = mounts.overlay([f"/{name}"], "/u", "/w", "/t").options()
+    lower = option.removeprefix("lowerdir=").removesuffix(",upperdir=/u,workdir=/w")
+    plain, quoted = "", iter(lower)
+    for letter in quoted:
+        assert letter not in ":,", "an unescaped separator would cut the path"
+        plain += next(quoted) if letter == "\\" else letter
+    assert plain == f"/{name}"
+
+
+def test_netlink_attributes_are_padded_to_four_bytes() -> None:
+    packed = netlink.attribute(3, b"abc")
+    assert len(packed) == 8
+    assert struct.unpack("=HH", packed[:4]) == (7, 3)
+
+
+def test_netlink_address_has_its_broadcast() -> None:
+    body = netlink.address(2, "198.18.0.5", 20)
+    assert bytes([198, 18, 15, 255]) in body
+
+
+def test_the_child_imports_next_to_nothing() -> None:
+    """The launcher's heap is copied by every launch: its modules are fixed here, and a new one needs a reason."""
+    code = (
+        "import sys; before = set(sys.modules)\n"
+        f"sys.path.insert(0, {str(Path.cwd())!r})\n"
+        "import bench.container.launcher\n"
+        "print(' '.join(sorted({name.partition('.')[0] for name in set(sys.modules) - before})))"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    allowed = {
+        "__future__",
+        "_collections",
+        "_collections_abc",
+        "_ctypes",
+        "_functools",
+        "_json",
+        "_operator",
+        "_signal",
+        "_socket",
+        "_sre",
+        "_struct",
+        "array",
+        "bench",
+        "collections",
+        "contextlib",
+        "copyreg",
+        "ctypes",
+        "enum",
+        "errno",
+        "fcntl",
+        "functools",
+        "gc",
+        "itertools",
+        "json",
+        "keyword",
+        "math",
+        "operator",
+        "re",
+        "reprlib",
+        "select",
+        "selectors",
+        "signal",
+        "socket",
+        "struct",
+        "types",
+        "_weakrefset",
+        "_thread",
+        "_locale",
+        "_abc",
+        "abc",
+        "os",
+        "posixpath",
+        "genericpath",
+        "stat",
+        "_stat",
+    }
+    assert set(done.stdout.split()) <= allowed
+
+
+# --- the reader of lines -----------------------------------------------------------------------------------------
+
+
+def test_lines_are_stamped_logged_and_remembered(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with LineHub() as hub:
+        stream = hub.watch(read, marks=("ready", "never"), log=tmp_path / "log")
+        before = time.monotonic_ns()
+        os.write(write, b"hello\nall rea")
+        os.write(write, b"dy now\nmore")
+        at = stream.wait("ready", 5)
+        assert before <= at <= time.monotonic_ns()
+        assert stream.first_byte is not None
+        assert stream.first_byte <= at
+        assert stream.stamp("never") is None
+        with pytest.raises(TimeoutError):
+            stream.wait("never", 0.05)
+        os.close(write)
+        with pytest.raises(EOFError):
+            stream.wait("never", 5)
+        assert stream.tail().endswith("more")
+    assert (tmp_path / "log").read_bytes() == b"hello\nall ready now\nmore"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(read)
+
+
+def test_a_mark_in_a_last_line_without_newline_counts_when_the_stream_ends() -> None:
+    read, write = os.pipe()
+    with LineHub() as hub:
+        stream = hub.watch(read, marks=("ready",))
+        os.write(write, b"ready")
+        os.close(write)
+        assert stream.wait("ready", 5)
+
+
+def test_closing_the_hub_ends_its_thread_and_closes_descriptors() -> None:
+    before = threading.active_count()
+    read, write = os.pipe()
+    hub = LineHub()
+    hub.watch(read)
+    assert threading.active_count() == before + 1
+    hub.close()
+    hub.close()
+    assert threading.active_count() == before
+    with pytest.raises(BrokenPipeError):
+        os.write(write, b"x")
+    os.close(write)
