@@ -33,7 +33,8 @@ class Frames(Struct, frozen=True):
     """The run as four tables, each with the columns `series`, `trial` and `round`.
 
     launches: instance, alive, outcome, error, cpu and a column per phase; teardowns: stopped, removed; both without
-    warm-ups. steps, long: n, metric, value. trials: outcome, alive, asked, limiter, evidence, accelerator, seconds.
+    warm-ups. steps: n and a column per metric, readings with labels of their own left out. trials: outcome, alive,
+    asked, limiter, evidence, accelerator, seconds.
     """
 
     series: tuple[Series, ...]
@@ -52,13 +53,14 @@ def frames(data: RunData) -> Frames:
     records = data.records
     launches = (_launch(r) for r in records if isinstance(r, LaunchRecord) and not r.warmup)
     teardowns = (_teardown(r) for r in records if isinstance(r, TeardownRecord) and not r.warmup and r.error is None)
-    steps = (row for r in records if isinstance(r, StepRecord) for row in _step(r))
+    steps = [_step(r) for r in records if isinstance(r, StepRecord)]
+    measured = dict.fromkeys(name for step in steps for name in step if name not in (*_LABELS, "n"))
     trials = (_trial(r) for r in records if isinstance(r, TrialRecord))
     return Frames(
         _series(data),
         _table(launches, ("instance", "alive", "outcome", "error", "cpu", *STARTUP)),
         _table(teardowns, ("stopped", "removed")),
-        _table(steps, ("n", "metric", "value")),
+        _table(steps, ("n", *measured)),
         _table(trials, ("outcome", "alive", "asked", "limiter", "evidence", "accelerator", "seconds")),
     )
 
@@ -86,10 +88,11 @@ def _labels(record: LaunchRecord | StepRecord | TeardownRecord | TrialRecord) ->
 
 def _launch(record: LaunchRecord) -> dict[str, object]:
     cpu = next((r.value for r in record.readings if r.metric == "launch.cpu"), None)
-    phases = {phase: ns / 1e9 for phase, ns in record.phases.items()} if record.outcome is Outcome.SUCCEEDED else {}
+    succeeded = record.outcome is Outcome.SUCCEEDED
+    phases = {phase: ns / 1e9 for phase, ns in record.phases.items()} if succeeded else {}
     return {
         **_labels(record), **phases, "instance": record.instance, "alive": record.alive,
-        "outcome": record.outcome.value, "error": record.error, "cpu": cpu,
+        "outcome": record.outcome.value, "error": record.error, "cpu": cpu if succeeded else None,
     }
 
 
@@ -101,9 +104,8 @@ def _teardown(record: TeardownRecord) -> dict[str, object]:
     return {**_labels(record), **{name: (record.phases[name] - stop) / 1e9 for name in present}}
 
 
-def _step(record: StepRecord) -> Iterable[dict[str, object]]:
-    labels = _labels(record)
-    return ({**labels, "n": record.n, "metric": r.metric, "value": r.value} for r in record.readings)
+def _step(record: StepRecord) -> dict[str, object]:
+    return {**_labels(record), "n": record.n, **{r.metric: r.value for r in record.readings if not r.labels}}
 
 
 def _trial(record: TrialRecord) -> dict[str, object]:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 from msgspec import Struct
-from scipy import stats
 
 from bench.analysis.frames import Frames, Series, frames
-from bench.analysis.headline import COUNT, by_series, startup_metric
+from bench.analysis.headline import COUNT, accelerator_mark, by_series, startup_metric
 from bench.analysis.resampling import LEAST, Estimate, coverage_bound
 from bench.model import Outcome, Summary
 from bench.store import RunData
@@ -54,7 +53,9 @@ def quality(data: RunData, summary: Summary) -> list[Doubt]:
     doubts += [*_host(data), *_run(data, summary, tables)]
     for series in tables.series:
         case = _case(tables, series, summary)
-        doubts += [Doubt(f"{series.name}: {d.message}", d.remedy) for check in _CHECKS for d in check(case)]
+        mark = accelerator_mark(series, summary.accelerator)
+        name = f"{series.name} ({mark})" if mark else series.name
+        doubts += [Doubt(f"{name}: {doubt.message}", doubt.remedy) for check in _CHECKS for doubt in check(case)]
     return doubts
 
 
@@ -188,6 +189,8 @@ def _drift(case: _Case) -> Iterator[Doubt]:
     alive, times = rows.to_numpy().T
     if len(np.unique(alive)) < LEVELS:
         return
+    from scipy import stats  # half a second to import, for the few runs that come this far
+
     first, last = np.quantile(alive, (0.25, 0.75))
     change = float(np.median(times[alive >= last]) / np.median(times[alive <= first]))
     if change > DRIFT and stats.spearmanr(alive, times).pvalue < 0.01:

@@ -61,7 +61,8 @@ def fit(values: pd.Series[float]) -> RampFit | None:
 
 def slope_sample(found: RampFit, rng: np.random.Generator) -> Sample:
     """The slope over all ramps; n is the number of ramps."""
-    return Sample(found.slope, len(found.trials), found.slopes(resampled_ramps(len(found.trials), rng)))
+    ramps = len(found.trials)
+    return Sample(found.slope, ramps, found.slopes(resampled_ramps(ramps, rng)), ramps)
 
 
 def fixed_sample(found: RampFit, rng: np.random.Generator) -> Sample | None:
@@ -70,7 +71,7 @@ def fixed_sample(found: RampFit, rng: np.random.Generator) -> Sample | None:
         return None
     ramps = len(found.trials)
     everything = np.arange(ramps)[None, :]
-    return Sample(float(found.fixed(everything)[0]), ramps, found.fixed(resampled_ramps(ramps, rng)))
+    return Sample(float(found.fixed(everything)[0]), ramps, found.fixed(resampled_ramps(ramps, rng)), ramps)
 
 
 def _steps(group: pd.Series[float]) -> Floats:

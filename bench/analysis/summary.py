@@ -77,13 +77,11 @@ def used_memory(tables: Frames, series: Series) -> pd.Series[float]:
 
 def step_values(tables: Frames, series: Series, terms: tuple[tuple[int, str], ...]) -> pd.Series[float]:
     """A signed sum of step metrics, indexed by trial and n; steps that lack one of them are left out."""
-    rows = tables.steps[tables.steps["series"] == series.key]
-    wide = rows.pivot_table(index=["trial", "n"], columns="metric", values="value", sort=False)
-    if not {metric for _, metric in terms} <= set(wide.columns):
-        return pd.Series(np.empty(0), index=pd.MultiIndex.from_arrays([[], []], names=["trial", "n"]))
-    total: pd.Series[float] = pd.Series(
-        np.sum([sign * wide[metric].to_numpy(dtype=float) for sign, metric in terms], axis=0), index=wide.index
-    )
+    rows = tables.steps[tables.steps["series"] == series.key].set_index(["trial", "n"])
+    if not {metric for _, metric in terms} <= set(rows.columns):
+        return pd.Series(np.empty(0), index=rows.index[:0])
+    parts = [sign * rows[metric].to_numpy(dtype=float) for sign, metric in terms]
+    total: pd.Series[float] = pd.Series(np.sum(parts, axis=0), index=rows.index)
     return total.dropna()
 
 

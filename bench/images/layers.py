@@ -292,9 +292,18 @@ class _Unpacker:
 
     def _write_marks(self) -> None:
         for path in self._whiteouts:
-            os.mknod(self._tree / path, stat.S_IFCHR, os.makedev(0, 0))
+            if not self._below_opaque(path):
+                os.mknod(self._tree / path, stat.S_IFCHR, os.makedev(0, 0))
         for path in self._opaque:
             os.setxattr(self._tree / path, "trusted.overlay.opaque", b"y")
+
+    def _below_opaque(self, path: str) -> bool:
+        """Whether nothing can be left to hide: overlayfs lists a whiteout in a folder that only one layer has."""
+        while path:
+            path = path.rpartition("/")[0]
+            if path in self._opaque:
+                return True
+        return False
 
 
 def is_mark(status: os.stat_result) -> bool:

@@ -47,7 +47,7 @@ def _compared(rows: list[HeadlineRow], ratios: list[Ratio]) -> Iterator[str]:
         if ratio.metric == "memory.marginal" or {upper.startup_metric, lower.startup_metric} == {ratio.metric}:
             pairs.setdefault((ratio.upper, ratio.lower), []).append(_clause(ratio, upper, lower))
     for (high, low), clauses in pairs.items():
-        yield f"Compared with {_name(by_series[low])}, {_name(by_series[high])} {' and '.join(clauses)}."
+        yield f"Compared with {_name(by_series[low])}, {_name(by_series[high])} {', and '.join(clauses)}."
 
 
 def _clause(ratio: Ratio, upper: HeadlineRow, lower: HeadlineRow) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -49,7 +50,8 @@ def render(data: RunData) -> str:
     """The report as text; the same data give the same text."""
     room = files("bench.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(quantity=format.quantity, interval=format.interval, date=_date, span=_span, code=_code)
+    environment.filters.update(quantity=format.quantity, interval=format.interval)
+    environment.filters.update(date=_date, span=_span, code=_code, shell=shlex.join)
     template = environment.from_string(room.joinpath("report.html").read_text(encoding="utf-8"))
     css = Markup(room.joinpath("report.css").read_text(encoding="utf-8"))
     return template.render(css=css, **_measured(data), **_said(data))

@@ -292,7 +292,7 @@ def _phases_panel(scene: Scene, series: Series, axes: Axes) -> None:
             ends = [found.low / chosen.factor, found.high / chosen.factor]
             axes.plot(ends, [place, place], color=TEXT, linewidth=1.2)
         axes.plot([value], [place], style.marker, color=style.colour, markersize=7)
-        _beside(axes, value, place, quantity(found.value, "s"))
+        _beside(axes, max(value, (found.high or 0) / chosen.factor), place, quantity(found.value, "s"))
         before = value
     axes.set_yticks(range(len(stages)), [name for name, _ in stages])
     axes.invert_yaxis()

@@ -12,7 +12,7 @@ from typing import BinaryIO, Literal, Self
 import msgspec
 
 from bench.errors import ResultsError
-from bench.model import HostFacts, Record, RunInfo, to_json
+from bench.model import HostFacts, Record, RunInfo, TrialRecord, to_json
 from bench.store.files import give_to_caller, give_tree_to_caller, make_folder, not_writable, write_atomic
 from bench.store.reader import HOST, RUN, TIMINGS, TRIALS, read_run
 from bench.store.timings import write_timings
@@ -78,14 +78,19 @@ class RunWriter:
     def finish(
         self, status: Status, ended: float, warnings: Sequence[str] = (), accelerator: str | None = None
     ) -> None:
-        """Write how the run ended into run.json, and startup.pyperf.json from what trials.jsonl holds."""
+        """Write how the run ended into run.json, and startup.pyperf.json from what trials.jsonl holds.
+
+        Without `accelerator`, it is the one that run.json or a trial names.
+        """
         self.sync()
+        data = read_run(self.path)  # from disk, not from memory: records must not make the harness grow
+        seen = (record.accelerator for record in data.records if isinstance(record, TrialRecord))
         self.info = msgspec.structs.replace(
-            self.info, status=status, ended=ended,
-            warnings=(*self.info.warnings, *warnings), accelerator=accelerator or self.info.accelerator,
+            self.info, status=status, ended=ended, warnings=(*self.info.warnings, *warnings),
+            accelerator=accelerator or self.info.accelerator or next(filter(None, seen), None),
         )
         write_atomic(self.path / RUN, _pretty(self.info))
-        write_timings(read_run(self.path), self.path / TIMINGS)
+        write_timings(msgspec.structs.replace(data, info=self.info), self.path / TIMINGS)
 
     def _make(self) -> None:
         if self.path.exists():

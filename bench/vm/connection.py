@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pwd
 import re
 import shutil
 import sys
@@ -24,6 +25,8 @@ from bench.errors import BenchError, CommandError, HostError, LaunchError
 log = logging.getLogger(__name__)
 
 INSTALL = "pip install tenancy-bench[vm] (compiles it: needs libvirt-dev, pkg-config and gcc)"
+_USER = "libvirt-qemu"  # as Debian and Ubuntu build libvirt
+_KVM = "/dev/kvm"
 _CAPS = "cache/qemu/capabilities"
 _HINTS = (
     (r"Failed to parse user '([^']+)'", r"useradd --system --user-group --no-create-home --shell /usr/sbin/nologin \1"),
@@ -151,17 +154,44 @@ def _open_embed(root: Path, cache: Path) -> Connection:
 
 def _make_root(root: Path, cache: Path) -> str:
     """Write the driver's configuration, give it what earlier runs learned of QEMU; returns the user QEMU will run as."""
-    lines = ['stdio_handler = "file"']  # by default QEMU's output goes through the daemon virtlogd
+    # By default QEMU's output goes through the daemon virtlogd, and former owners of files are kept in their attributes,
+    # where they would outlive a crash.
+    lines = ['stdio_handler = "file"', "remember_owner = 0"]
     user = "libvirt's default"
-    if not (_reachable(root) and _reachable(cache)):  # libvirt's user could not read the disks: root can
-        user = "root"
-        lines += ['user = "root"', 'group = "root"']
+    if (reason := _needs_root(root, cache)) is not None:
+        user = f"root, because {reason}"
+        lines += ['user = "root"', 'group = "root"', "dynamic_ownership = 0"]
     (root / "etc").mkdir(parents=True, exist_ok=True)
     (root / "etc/qemu.conf").write_text("\n".join(lines) + "\n")
     for name in ("run/qemu", "lib/qemu/channel/target", "lib/qemu/save", "log/qemu"):  # if removed since it was opened
         (root / name).mkdir(parents=True, exist_ok=True)
     _copy_new(cache / "libvirt-caps", root / _CAPS)
     return user
+
+
+def _needs_root(root: Path, cache: Path) -> str | None:
+    """Why QEMU can't run as the unprivileged user that libvirt would give it; None if it can."""
+    for path in (root, cache):
+        if not _reachable(path):
+            return f"other users can't reach {path}"
+    # libvirt believes QEMU has KVM, since it asked as root, and then asks anew in every launch: four seconds and more.
+    if Path(_KVM).exists() and not _may_open(_KVM, _USER):
+        return f"{_USER} may not open {_KVM}"
+    return None
+
+
+def _may_open(path: str, user: str) -> bool:
+    """Whether the account `user` may read and write `path`, as far as mode and groups tell."""
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        return False
+    facts = os.stat(path)
+    if facts.st_uid == account.pw_uid:
+        return facts.st_mode & 0o600 == 0o600
+    if facts.st_gid in os.getgrouplist(user, account.pw_gid):
+        return facts.st_mode & 0o060 == 0o060
+    return facts.st_mode & 0o006 == 0o006
 
 
 def _reachable(path: Path) -> bool:

@@ -21,7 +21,8 @@ NAMESPACE = "urn:tenancy-bench"
 PAYLOAD_PORT = "bench.payload"
 AGENT_PORT = "bench.agent"
 QUOTA_PERIOD = 100_000  # microseconds; the container's CPU quota uses the same period
-CMDLINE = ("console=ttyS0", "panic=-1", "rdinit=/init")
+CMDLINE = ("console=ttyS0", "earlyprintk=ttyS0,115200", "panic=-1", "rdinit=/init")
+"""earlyprintk, as in Debian's cloud images: the kernel speaks long before its console driver is up."""
 DomainType = Literal["kvm", "qemu"]
 DiskFormat = Literal["raw", "qcow2"]
 ET.register_namespace("bench", NAMESPACE)

@@ -148,12 +148,13 @@ def boot(host: Host, order: Order, phases: PhaseLog) -> Iterator[Guest]:
     Stamps `created` and `started`. Raises LaunchError.
     """
     with ExitStack() as stack:
-        listeners = [stack.enter_context(Listener(Path(path))) for path in _paths(order.domain)]
-        handle = host.connection.create(order.domain.text())
-        phases.stamp(Phase.CREATED)
-        undo = stack.enter_context(ExitStack())
-        undo.callback(destroy, handle)
-        guest = _adopt(host, order, handle, listeners, phases, undo)
+        with ExitStack() as opening:
+            listeners = [opening.enter_context(Listener(Path(path))) for path in _paths(order.domain)]
+            handle = host.connection.create(order.domain.text())
+            phases.stamp(Phase.CREATED)
+            undo = stack.enter_context(ExitStack())
+            undo.callback(destroy, handle)
+            guest = _adopt(host, order, handle, listeners, phases, undo)
         stack.callback(guest.remove)
         undo.pop_all()
         with errors(LaunchError, f"{order.id} does not start"):

@@ -39,7 +39,7 @@ def test_skopeo_reads_our_store_and_we_read_what_it_writes(store: ImageStore, tm
     other = ImageStore(tmp_path / "other")
     reference = f"oci:{store.disk_path(image, 'x').parent.parent}:default"
     copied = other.resolve(reference)
-    assert (copied.name, copied.layers, copied.digest) == (reference, image.layers, image.digest)
+    assert (copied.name, copied.layers) == (reference, image.layers)  # the digest differs: skopeo compresses
     process.run(["skopeo", "copy", "-q", reference, f"docker-archive:{tmp_path}/saved.tar:web:1"], timeout=60)
     saved = other.resolve(str(tmp_path / "saved.tar"))
     assert (saved.name.rpartition("/")[2], saved.layers) == ("web:1", image.layers)
@@ -63,7 +63,7 @@ LOW = make_tar(
         (member("ping", mode=0o755), b"#!"),
     ]
 )
-CAPABILITY = b"\x01\x00\x00\x02\x00\x20\x00\x00" + bytes(12)  # cap_net_raw=ep
+CAPABILITY = "\x01\x00\x00\x02\x00\x20\x00\x00" + "\x00" * 12  # cap_net_raw=ep
 HIGH = make_tar(
     [
         (member(".wh.gone"), b""),
@@ -75,10 +75,7 @@ HIGH = make_tar(
         (member("file-to-folder/y"), b"y"),
         (member("folder-to-file"), b"y"),
         (member("link/through"), b"y"),
-        (
-            member("capable", mode=0o755, pax_headers={"SCHILY.xattr.security.capability": CAPABILITY.decode("latin-1")}),
-            b"#!",
-        ),
+        (member("capable", mode=0o755, pax_headers={"SCHILY.xattr.security.capability": CAPABILITY}), b"#!"),
     ]
 )
 # A whiteout in a folder that only one layer has is shown by overlayfs as a name without a file: HIGH has one.

@@ -81,7 +81,7 @@ def info(**changes: object) -> RunInfo:
         run=RUN, scenario="density", title="How many fit, and what does one more cost?", started=_START,
         ended=_START + 95, status="done", seed=7, command=("bench", "run", "density", "--seed", "7"),
         scenario_toml='title = "How many fit"\nrounds = 3\n', plan=("r1-process:default", "r1-vm:stock"),
-        image=Image("bench/default", "sha256:" + "ab" * 32, ("sha256:" + "cd" * 32, "sha256:" + "ef" * 32), size=4 * MIB),
+        image=Image("bench/default", "sha256:" + "ab" * 32, ("sha256:" + "cd" * 32, "sha256:" + "ef" * 32), size=MIB),
         payload=Payload("httpd", ("/bin/httpd", "-f"), Ready(line="ready"), reply=http),
         limits=Limits(256 * MIB, 1.0, 64),
         drivers={

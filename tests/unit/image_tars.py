@@ -73,7 +73,13 @@ class OciFiles:
         return descriptor(data, media_type, **more)
 
     def image(
-        self, layers: list[bytes], *, compressed: bool = False, layer_type: str = "", config: bytes = b"", **more: object
+        self,
+        layers: list[bytes],
+        *,
+        compressed: bool = False,
+        layer_type: str = "",
+        config: bytes = b"",
+        **more: object,
     ) -> dict[str, object]:
         kind = layer_type or (oci.LAYER_GZIP if compressed else oci.LAYER)
         blobs = [gzip.compress(layer, mtime=0) if compressed else layer for layer in layers]

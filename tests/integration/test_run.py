@@ -1,0 +1,191 @@
+"""`bench run` as a user runs it: as a program, to its end, interrupted, killed; and what is left of it each time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.model import RunId
+from bench.store import read_run
+from tests.integration import packed
+from tests.integration.traces import traces
+
+BENCH = [sys.executable, "-m", "bench"]
+QUICK = ["--count", "3", "--rounds", "1", "--set", "settle=0.1"]
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return tmp_path / "results"
+
+
+def bench(*words: str, results: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*BENCH, *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env={**os.environ, "BENCH_RESULTS": str(results)},
+    )
+
+
+def only_run(results: Path) -> Path:
+    (path,) = [path for path in results.iterdir() if path.is_dir()]
+    return path
+
+
+def test_a_run_of_processes_and_containers(results: Path, tmp_path: Path) -> None:
+    done = bench("run", "density", "--drivers", "process,container", *QUICK, results=results)
+    assert done.returncode == 0, done.stderr
+    run = done.stdout.splitlines()[-1]
+    data = read_run(results / run)
+    assert data.info.status == "done"
+    assert not data.info.warnings
+    assert {record.kind for record in _kinds(results / run)} == {"launch", "step", "teardown", "trial"}
+    stats = subprocess.run(
+        [sys.executable, "-m", "pyperf", "stats", str(results / run / "startup.pyperf.json")],
+        capture_output=True,
+        text=True,
+    )
+    assert stats.returncode == 0, stats.stderr
+    assert "container:default" in stats.stdout
+    shown = bench("show", run, "--json", results=results)
+    metrics = {(row["driver"], row["metric"]): row for row in json.loads(shown.stdout)["summary"]}
+    for driver in ("process", "container"):
+        for metric in (
+            "startup.ready",
+            "startup.reply",
+            "launch.rate",
+            "density.alive",
+            "memory.marginal",
+            "memory.pss",
+        ):
+            assert (driver, metric) in metrics, metric
+        assert metrics[driver, "density.alive"]["median"] == 3
+    page = tmp_path / "page.html"
+    assert bench("report", run, "-o", str(page), results=results).returncode == 0
+    assert "<svg" in page.read_text()
+    assert not traces(RunId(run))
+
+
+def _kinds(folder: Path) -> Iterator[object]:
+    class Kind:
+        def __init__(self, kind: str) -> None:
+            self.kind = kind
+
+    for line in (folder / "trials.jsonl").read_text().splitlines():
+        yield Kind(json.loads(line)["kind"])
+
+
+def test_json_is_all_that_is_on_stdout(results: Path) -> None:
+    done = bench("run", "density", "--drivers", "container", *QUICK, "--json", results=results)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["run"] == only_run(results).name
+
+
+@pytest.mark.libvirt
+def test_an_image_that_is_not_ours_runs_in_a_container_and_in_a_guest(results: Path, tmp_path: Path) -> None:
+    archive = packed.save_nginx(tmp_path / "nginx.tar")
+    scenario = tmp_path / "nginx.toml"
+    scenario.write_text(packed.SCENARIO.format(image=str(archive)))
+    done = bench("run", str(scenario), results=results)
+    assert done.returncode == 0, done.stderr
+    run = done.stdout.splitlines()[-1]
+    rows = json.loads(bench("show", run, "--json", results=results).stdout)["summary"]
+    replied = {row["driver"] for row in rows if row["metric"] == "startup.reply"}
+    assert replied == {"container", "vm"}
+    assert not traces(RunId(run))
+
+
+# --- cut short -----------------------------------------------------------------------------------------------------
+
+
+def start(results: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*BENCH, "run", "density", "--rounds", "1", "--set", "settle=0.1", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "BENCH_RESULTS": str(results)},
+    )
+
+
+def await_launches(results: Path, number: int, timeout: float = 120) -> RunId:
+    """Wait until the run has recorded so many launches."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        for trials in results.glob("*/trials.jsonl"):
+            if trials.read_text().count('"kind":"launch"') >= number:
+                return RunId(trials.parent.name)
+        time.sleep(0.02)
+    raise AssertionError(f"no {number} launches within {timeout} s")
+
+
+CUT = [
+    pytest.param("process,container", 20, id="containers"),
+    pytest.param("vm", 2, id="guests", marks=pytest.mark.libvirt),
+]
+
+
+@pytest.mark.parametrize(("drivers", "launches"), CUT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_in_good_order(drivers: str, launches: int, number: signal.Signals, results: Path) -> None:
+    if drivers == "vm" and number is signal.SIGTERM:
+        pytest.skip("the same path as SIGINT, and guests take their time")
+    run = start(results, "--drivers", drivers, "--count", "200")
+    name = await_launches(results, launches)
+    assert traces(name)
+    run.send_signal(number)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 128 + number, err
+    assert "Traceback" not in err
+    assert out.splitlines()[-1] == name
+    data = read_run(results / name)
+    assert data.info.status == "interrupted"
+    assert len(data.records) >= launches, "what was measured is kept"
+    assert not traces(name)
+
+
+@pytest.mark.parametrize(("drivers", "launches"), CUT)
+def test_after_kill_9_clean_removes_everything(drivers: str, launches: int, results: Path) -> None:
+    run = start(results, "--drivers", drivers, "--count", "200")
+    name = await_launches(results, launches)
+    live = bench("clean", name, results=results)
+    assert live.returncode == 3, "a live run is not touched"
+    assert "is alive" in live.stderr
+    run.kill()
+    run.communicate()
+    left = traces(name)
+    kinds = {text.split()[0] for text in left}
+    assert {"cgroup", "netdev", "file"} <= kinds, f"nothing to find is no test: {left}"
+    cleaned = bench("clean", name, results=results)
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert not traces(name)
+    assert read_run(results / name).records, "what was measured is kept"
+    again = bench("clean", name, results=results)
+    assert again.returncode == 2
+    assert "has left" in again.stderr
+
+
+def test_a_second_interrupt_ends_at_once_and_clean_finishes_the_job(results: Path) -> None:
+    run = start(results, "--drivers", "container", "--count", "500")
+    name = await_launches(results, 150)
+    run.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert "bench clean" in err
+    assert bench("clean", results=results).returncode == 0
+    assert not traces(name)
