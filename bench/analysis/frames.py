@@ -91,8 +91,13 @@ def _launch(record: LaunchRecord) -> dict[str, object]:
     succeeded = record.outcome is Outcome.SUCCEEDED
     phases = {phase: ns / 1e9 for phase, ns in record.phases.items()} if succeeded else {}
     return {
-        **_labels(record), **phases, "instance": record.instance, "alive": record.alive,
-        "outcome": record.outcome.value, "error": record.error, "cpu": cpu if succeeded else None,
+        **_labels(record),
+        **phases,
+        "instance": record.instance,
+        "alive": record.alive,
+        "outcome": record.outcome.value,
+        "error": record.error,
+        "cpu": cpu if succeeded else None,
     }
 
 
@@ -110,7 +115,12 @@ def _step(record: StepRecord) -> dict[str, object]:
 
 def _trial(record: TrialRecord) -> dict[str, object]:
     return {
-        **_labels(record), "outcome": record.outcome.value, "alive": record.alive, "asked": record.asked,
-        "limiter": record.limiter, "evidence": record.evidence, "accelerator": record.accelerator,
+        **_labels(record),
+        "outcome": record.outcome.value,
+        "alive": record.alive,
+        "asked": record.asked,
+        "limiter": record.limiter,
+        "evidence": record.evidence,
+        "accelerator": record.accelerator,
         "seconds": record.launching_ns / 1e9,
     }

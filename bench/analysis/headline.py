@@ -93,9 +93,16 @@ def _row(series: Series, metrics: dict[str, Estimate], tables: Frames, accelerat
     trials = tables.trials[tables.trials["series"] == series.key]
     alive, metric = metrics.get("density.alive"), startup_metric(metrics)
     return HeadlineRow(
-        series, metric, metrics.get(metric), metrics.get("memory.marginal"), metrics.get("disk.marginal"),
-        per_gib(metrics.get("memory.marginal")), int(alive.value) if alive else None,
-        int(trials["asked"].max()) if len(trials) else None, _limiters(trials), len(trials),
+        series,
+        metric,
+        metrics.get(metric),
+        metrics.get("memory.marginal"),
+        metrics.get("disk.marginal"),
+        per_gib(metrics.get("memory.marginal")),
+        int(alive.value) if alive else None,
+        int(trials["asked"].max()) if len(trials) else None,
+        _limiters(trials),
+        len(trials),
         accelerator_mark(series, accelerator),
     )
 
@@ -117,4 +124,3 @@ def _ratio(tables: Frames, metric: str, one: Series, other: Series, data: RunDat
     if len(present) == 2:
         (_, lower, below), (_, upper, above) = present
         yield Ratio(metric, upper, lower, ratio(above, below, generator(seed, metric, upper.key, lower.key)))
-

@@ -43,9 +43,7 @@ class RampFit(Struct, frozen=True):
 def fit(values: pd.Series[float]) -> RampFit | None:
     """Fit `values` (indexed by trial and n); ramps with fewer than two steps are left out, None if none is left."""
     some = values[values.index.get_level_values("n") >= 1].dropna()
-    ramps = {
-        str(trial): _steps(group) for trial, group in some.groupby(level="trial", sort=False) if len(group) >= 2
-    }
+    ramps = {str(trial): _steps(group) for trial, group in some.groupby(level="trial", sort=False) if len(group) >= 2}
     if not ramps:
         return None
     centred = [ramp - ramp.mean(axis=0) for ramp in ramps.values()]

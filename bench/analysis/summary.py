@@ -23,8 +23,10 @@ _SLOPES: dict[str, tuple[tuple[int, str], ...]] = {  # summary metric -> signed 
     "memory.cgroup": ((1, "instances.memory.cgroup"),),
     "memory.kernel": ((1, "instances.memory.kernel"),),
     "memory.residual": (
-        (-1, "host.memory.available"), (-1, "harness.memory.pss"),
-        (-1, "instances.memory.pss"), (-1, "instances.memory.kernel"),
+        (-1, "host.memory.available"),
+        (-1, "harness.memory.pss"),
+        (-1, "instances.memory.pss"),
+        (-1, "instances.memory.kernel"),
     ),
     "disk.marginal": ((1, "instances.disk.own"),),
     "disk.claimed": ((1, "instances.disk.claimed"),),
@@ -88,8 +90,15 @@ def step_values(tables: Frames, series: Series, terms: tuple[tuple[int, str], ..
 def _row(series: Series, metric: str, sample: Sample) -> SummaryRow:
     found = sample.estimate()
     return SummaryRow(
-        series.driver, series.profile, series.payload, metric, METRICS[metric].unit,
-        found.n, found.value, found.low, found.high,
+        series.driver,
+        series.profile,
+        series.payload,
+        metric,
+        METRICS[metric].unit,
+        found.n,
+        found.value,
+        found.low,
+        found.high,
     )
 
 
@@ -138,5 +147,7 @@ _COLUMNS = {
     "teardown.removed": ("teardowns", "removed"),
 }
 _DERIVED: dict[str, Callable[[Frames, Series], pd.Series[float]]] = {
-    "launch.rate": _rate, "density.alive": _alive, "disk.shared": _shared,
+    "launch.rate": _rate,
+    "density.alive": _alive,
+    "disk.shared": _shared,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import shutil
@@ -23,7 +24,17 @@ from bench.images.build import find_busybox
 from bench.linux.netlink import delete_link
 from bench.linux.subreaper import Reaper, become_subreaper
 from bench.model import (
-    DRIVER_LETTERS, Completed, Footprint, HostFacts, InstanceSpec, Leftover, PhaseLog, RunId, Support, VmSettings, token_of,
+    DRIVER_LETTERS,
+    Completed,
+    Footprint,
+    HostFacts,
+    InstanceSpec,
+    Leftover,
+    PhaseLog,
+    RunId,
+    Support,
+    VmSettings,
+    token_of,
 )  # fmt: skip
 from bench.paths import cache_dir, run_state
 from bench.vm import accel, connection, domain, groups, initramfs, reap
@@ -31,8 +42,17 @@ from bench.vm.accel import Accel
 from bench.vm.kernel import GuestKernel, fetch_kernel, guest_kernel
 from bench.vm.machine import Guest, Host, Order, boot
 
-_PROGRAMS = ((accel.QEMU, "qemu-system-x86"), ("qemu-img", "qemu-utils"), ("mkfs.ext4", "e2fsprogs"), ("depmod", "kmod"))
+_PROGRAMS = (
+    (accel.QEMU, "qemu-system-x86"),
+    ("qemu-img", "qemu-utils"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("depmod", "kmod"),
+)
+LOGS = ("console.log", "payload.log")
+_PER_GUEST = "bench.hostname=ID bench.address=IP/PREFIX bench.gateway=IP"
 _CHOICES = {
+    "domain": "as libvirt completed it, and QEMU's argv: logs/ID.xml, logs/ID.argv",
+    "disk": "each guest's own, made within its launch, before `created`",
     "memory": "limits.memory is the guest's RAM; the hypervisor's own memory comes on top and is not limited",
     "cpus": "vCPUs are limits.cpus rounded up; a CPU quota for hypervisor and vCPUs together only if it is a fraction",
     "pids": "limits.pids is not applied: the guest's kernel has its own limit",
@@ -51,7 +71,9 @@ class Prepared(Struct, frozen=True):
 class VmInstance:
     """One guest, as the contract wants it."""
 
-    def __init__(self, spec: InstanceSpec, guest: Guest, address: str | None, own: Sequence[str], shared: Sequence[str]) -> None:
+    def __init__(
+        self, spec: InstanceSpec, guest: Guest, address: str | None, own: Sequence[str], shared: Sequence[str]
+    ) -> None:
         self._spec, self._guest, self._own, self._shared = spec, guest, tuple(own), tuple(shared)
         self.address = address
 
@@ -114,7 +136,7 @@ class VmDriver:
     def _check(self, host: HostFacts) -> Support:
         if not host.root:
             return Support(False, "needs root (taps, cgroups, libvirt's QEMU driver)", "run it with sudo")
-        for program, package in _PROGRAMS:
+        for program, package in _PROGRAMS.items():
             if shutil.which(program, path=process.clean_env()["PATH"]) is None:
                 return Support(False, f"{program} is not installed", f"apt-get install {package}")
         if importlib.util.find_spec("libvirt") is None:
@@ -127,17 +149,20 @@ class VmDriver:
         return Support(True, f"guests run under {found.name}: {found.reason}")
 
     def describe(self) -> Mapping[str, str]:
-        known = {"qemu": _or_why(accel.qemu_version), "disk": "each guest's own, made within its launch, before `created`"}
+        known = {
+            "qemu": _or_why(accel.qemu_version),
+            "disk": "each guest's own, made within its launch, before `created`",
+        }
         if self._host is not None:
             opened = self._host.connection
             known |= {"libvirt": opened.version(), "uri": opened.uri, "qemu user": opened.user}
         for prepared in self._prepared.values():
             known |= {
                 "guest kernel": prepared.kernel.package, "accelerator": prepared.accel.name,
-                "accelerator reason": prepared.accel.reason, "initramfs": prepared.initrd, "disk template": prepared.template,
-                "kernel command line": " ".join((*domain.CMDLINE, "bench.hostname=ID bench.address=IP/PREFIX bench.gateway=IP")),
+                "accelerator reason": prepared.accel.reason, "initramfs": prepared.initrd,
+                "disk template": prepared.template, "kernel command line": " ".join((*domain.CMDLINE, _PER_GUEST)),
             }  # fmt: skip
-        return {**known, "domain": "as libvirt completed it, and QEMU's argv: logs/ID.xml, logs/ID.argv", **_CHOICES}
+        return known
 
     def prepare(self, spec: InstanceSpec) -> None:
         key = _key(spec)
@@ -174,23 +199,28 @@ class VmDriver:
         with ExitStack() as stack:
             place = self._place(spec, stack)
             disk = stack.enter_context(_own_disk(Path(place.disk), Path(prepared.template), _settings(spec)))
-            xml = domain.stock_domain(spec, _settings(spec), prepared.accel.name, prepared.kernel, prepared.initrd, place)
+            xml = domain.stock_domain(
+                spec, _settings(spec), prepared.accel.name, prepared.kernel, prepared.initrd, place
+            )
             order = Order(spec.id, xml, marks(spec.payload.ready), Path(spec.logs) if spec.logs else None)
             stack.callback(_drop_link, spec.netdev)  # after the guest: its tap goes with its hypervisor, if all is well
             guest = stack.enter_context(boot(host, order, phases))
-            own = [str(disk), *(str(path) for suffix in ("console.log", "payload.log") if (path := order.log(suffix)))]
+            own = [str(disk), *(str(path) for path in map(order.log, LOGS) if path is not None)]
             yield VmInstance(spec, guest, place.address or None, own, _shared(prepared, _settings(spec)))
 
     def _place(self, spec: InstanceSpec, stack: ExitStack) -> domain.Place:
         """Files, sockets and address of one guest; the address is given back by `stack`."""
         network, state = self._context.network, self._context.state
-        sockets = [str(_folder(state / "sockets") / f"{spec.number}{letter}") for letter in "cpa"]
+        socket = str(_folder(state / "sockets") / str(spec.number))
         disk = str(_folder(state / "disks") / f"{spec.id}.{domain.disk_format(_settings(spec))}")
+        place = domain.Place(disk, f"{socket}c", f"{socket}p", f"{socket}a")
         if _settings(spec).network == "none":
-            return domain.Place(disk, *sockets)
+            return place
         address = network.allocate()
         stack.callback(network.release, address)
-        return domain.Place(disk, *sockets, network.bridge, address, network.subnet.prefixlen, network.gateway)
+        return dataclasses.replace(
+            place, bridge=network.bridge, address=address, prefix=network.subnet.prefixlen, gateway=network.gateway
+        )
 
     def reap(self, run: RunId) -> Sequence[Leftover]:
         state = self._context.state if run == self._context.run else run_state(run)

@@ -31,7 +31,7 @@ class Watched:
 
 
 class Reaper:
-    """A thread that waits on pidfds. Only registered pids are waited for: whoever forked the others wants their status."""
+    """A thread that waits on pidfds. Only registered pids are reaped: whoever forked the others wants their status."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()

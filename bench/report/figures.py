@@ -424,4 +424,3 @@ def _said(lead: str, found: Sequence[tuple[str, Estimate]], unit: str) -> str:
 
 def _ramps_said(found: Sequence[tuple[str, Estimate]]) -> str:
     return "; ".join(f"{name}: n = {one.n}" for name, one in found) + " ramps."
-

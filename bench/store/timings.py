@@ -83,9 +83,17 @@ def _metadata(data: RunData, trials: dict[str, list[_Timing]]) -> dict[str, Any]
     name = next(iter(trials.values()))[0].name
     host, info = data.host, data.info
     facts: dict[str, Any] = {
-        "name": name, "unit": "second", "loops": 1, "run": info.run, "scenario": info.scenario, "seed": info.seed,
-        "hostname": host.hostname, "cpu_model_name": host.cpu_model, "cpu_count": host.cpus,
-        "platform": f"{host.distribution}, Linux {host.kernel}, {host.machine}", "python_version": host.python,
+        "name": name,
+        "unit": "second",
+        "loops": 1,
+        "run": info.run,
+        "scenario": info.scenario,
+        "seed": info.seed,
+        "hostname": host.hostname,
+        "cpu_model_name": host.cpu_model,
+        "cpu_count": host.cpus,
+        "platform": f"{host.distribution}, Linux {host.kernel}, {host.machine}",
+        "python_version": host.python,
         "image": info.image.digest,
     }
     if name.startswith("vm:") and info.accelerator:

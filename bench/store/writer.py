@@ -86,7 +86,10 @@ class RunWriter:
         data = read_run(self.path)  # from disk, not from memory: records must not make the harness grow
         seen = (record.accelerator for record in data.records if isinstance(record, TrialRecord))
         self.info = msgspec.structs.replace(
-            self.info, status=status, ended=ended, warnings=(*self.info.warnings, *warnings),
+            self.info,
+            status=status,
+            ended=ended,
+            warnings=(*self.info.warnings, *warnings),
             accelerator=accelerator or self.info.accelerator or next(filter(None, seen), None),
         )
         write_atomic(self.path / RUN, _pretty(self.info))

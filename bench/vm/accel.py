@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from bench import process
 from bench.errors import CommandError, HostError
+from bench.vm.domain import AccelName
 from bench.vm.initramfs import probe_initramfs
 from bench.vm.kernel import GuestKernel
 
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 
 QEMU = "qemu-system-x86_64"
 PROBE_MARK = "bench: probe"
-AccelName = Literal["kvm", "tcg"]
 _LIMITS: dict[AccelName, float] = {"kvm": 15.0, "tcg": 60.0}  # seconds; a good kvm guest takes one, tcg three
 
 
@@ -49,9 +49,9 @@ def qemu_version() -> str:
 
 
 def accelerator(cache: Path, kernel: GuestKernel, forced: Literal["auto", "kvm", "tcg"] = "auto") -> Accel:
-    """kvm if a guest boots under it, else tcg; `forced` asks for one. Answers are cached per host kernel, QEMU, guest kernel.
+    """kvm if a guest boots under it, else tcg; `forced` asks for one.
 
-    Raises HostError if no guest boots under what was asked for.
+    Answers are cached by what they depend on: host kernel, QEMU, guest kernel, CPU. Raises HostError if no guest boots under what was asked for.
     """
     wanted: Sequence[AccelName] = ("kvm", "tcg") if forced == "auto" else (forced,)
     reasons = []
@@ -70,7 +70,7 @@ def _hint(wanted: Sequence[AccelName]) -> str:
 
 
 def _ask(cache: Path, kernel: GuestKernel, name: AccelName) -> Answer:
-    """The cached answer, or a new one. What may be another tomorrow is not cached: no /dev/kvm, no tcg on a busy host."""
+    """The cached answer, or a new one. Not cached, for they may change: no /dev/kvm, no tcg (on a busy host)."""
     if name == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Answer(False, "/dev/kvm is missing or not ours", 0.0)
     path = cache / "accel" / f"{name}-{_key(kernel)}.json"
@@ -108,17 +108,19 @@ def probe(name: AccelName, kernel: GuestKernel, initrd: Path, limit: float | Non
     try:
         done = process.run(probe_argv(name, kernel, initrd), timeout=seconds, check=False)
     except CommandError:
-        return Answer(False, f"a probe guest under {name} did not boot within {seconds:g} s", time.monotonic() - started)
+        return Answer(
+            False, f"a probe guest under {name} did not boot within {seconds:g} s", time.monotonic() - started
+        )
     took = time.monotonic() - started
     if PROBE_MARK in done.stdout:
         return Answer(True, f"a probe guest booted under {name}", took)
-    said = next(iter(reversed((done.stderr.strip() or done.stdout.strip()).splitlines())), "it said nothing")
-    return Answer(False, f"a probe guest under {name} ended early (status {done.status}): {said.strip()}", took)
+    said = ["it said nothing", *(done.stderr.strip() or done.stdout.strip()).splitlines()][-1].strip()
+    return Answer(False, f"a probe guest under {name} ended early (status {done.status}): {said}", took)
 
 
 def probe_argv(name: AccelName, kernel: GuestKernel, initrd: Path) -> list[str]:
     return [
-        QEMU, "-accel", name, "-cpu", "host" if name == "kvm" else "qemu64", "-machine", "q35", "-m", "128", "-nodefaults",
-        "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel", kernel.vmlinuz,
+        QEMU, "-accel", name, "-cpu", "host" if name == "kvm" else "qemu64", "-machine", "q35", "-m", "128",
+        "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel", kernel.vmlinuz,
         "-initrd", str(initrd), "-append", "console=ttyS0 panic=-1 rdinit=/init",
     ]  # fmt: skip

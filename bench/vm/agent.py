@@ -101,7 +101,10 @@ def parse_reply(line: bytes) -> tuple[int, Completed]:
     """`ID STATUS STDOUT. STDERR.`, both in base64. Raises ValueError if it is not that."""
     try:
         number, status, stdout, stderr = line.split()
-        texts = [base64.b64decode(field.removesuffix(b"."), validate=True).decode(errors="replace") for field in (stdout, stderr)]
+        texts = [
+            base64.b64decode(field.removesuffix(b"."), validate=True).decode(errors="replace")
+            for field in (stdout, stderr)
+        ]
     except binascii.Error as error:
         raise ValueError(line) from error
     return int(number), Completed(int(status), *texts)

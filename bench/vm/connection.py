@@ -35,7 +35,10 @@ _HINTS = (
     (r"[Nn]o connection driver available|library.*qemu.*not found", "apt-get install libvirt-daemon-driver-qemu"),
     (r"Cannot allocate memory", "lower the count or the memory limit: the host has no room for one more guest"),
     (r"Cannot get interface MTU|Unable to add bridge", "the run's bridge is gone: bench clean, then run again"),
-    (r"[Pp]ermission denied", "QEMU runs as another user: state and cache folders must be readable along their whole path"),
+    (
+        r"[Pp]ermission denied",
+        "QEMU runs as another user: state and cache folders must be readable along their whole path",
+    ),
 )
 _opening = threading.Lock()
 _events: threading.Thread | None = None
@@ -68,13 +71,19 @@ class Connection:
             raise LaunchError(f"QEMU of {name} ended as soon as it was started") from error
 
     def learn(self, machine: str, kind: str) -> None:
-        """Have libvirt ask QEMU what it can do, which takes about four seconds if it does not know. Raises HostError."""
+        """Have libvirt ask QEMU what it can do: about four seconds if it does not know yet. Raises HostError."""
         with errors(HostError, f"libvirt finds no QEMU for {kind} guests"):
             self.handle.getDomainCapabilities(None, "x86_64", machine, kind)
 
     def close(self) -> None:
+        """Let go of libvirt; an embedded driver's root goes too, unless domains are left in it."""
         with contextlib.suppress(_libvirt().libvirtError):
             self.handle.close()
+        if self.uri.startswith("qemu:///embed") and not any(self.runtime.glob("*.pid")):
+            root = self.runtime.parents[1]
+            shutil.rmtree(root, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the folder of an earlier run, made again for this one's sake
+                root.parent.rmdir()
 
 
 def connect(state: Path, cache: Path, uri: str | None = None) -> Connection:
@@ -153,9 +162,9 @@ def _open_embed(root: Path, cache: Path) -> Connection:
 
 
 def _make_root(root: Path, cache: Path) -> str:
-    """Write the driver's configuration, give it what earlier runs learned of QEMU; returns the user QEMU will run as."""
-    # By default QEMU's output goes through the daemon virtlogd, and former owners of files are kept in their attributes,
-    # where they would outlive a crash.
+    """Write the driver's configuration, hand over what earlier runs learned; returns who QEMU will run as."""
+    # By default QEMU's output goes through the daemon virtlogd, and former owners of files are kept in their
+    # attributes, where they would outlive a crash.
     lines = ['stdio_handler = "file"', "remember_owner = 0"]
     user = "libvirt's default"
     if (reason := _needs_root(root, cache)) is not None:

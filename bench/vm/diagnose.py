@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import re
 
+_MORE = "raise limits.memory"
 _CAUSES = (
     (r"bench: failed: (.*)", r"\1"),
     (r"bench: payload exited with status (\d+)", r"its payload exited with status \1"),
-    (r"Out of memory|oom-kill|Cannot allocate memory|System is deadlocked on memory", "it ran out of memory; raise limits.memory"),
-    (r"Initramfs unpacking failed|write error|No working init found", "its initramfs did not fit in its memory; raise limits.memory"),
+    (
+        r"Out of memory|oom-kill|Cannot allocate memory|System is deadlocked on memory",
+        "it ran out of memory; raise limits.memory",
+    ),
+    (
+        r"Initramfs unpacking failed|write error|No working init found",
+        "its initramfs did not fit in its memory; raise limits.memory",
+    ),
     (r"Kernel panic - not syncing: (.*)", r"its kernel panicked: \1"),
 )
 _LINES = 12

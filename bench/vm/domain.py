@@ -1,18 +1,19 @@
 """Domain XML from small declarative classes: one per element, each field saying where in the element it goes.
 
-A field's place is a path: `@type` is an attribute of the element itself, `source/@file` one of a child, `name` a
-child's text, `.` a child element (or several) with fields of its own. None leaves a field out, True writes an empty
-child.
+A field's annotation holds its place: `@type` is an attribute of the element itself, `source/@file` one of a child,
+`name` a child's text, `.` a child element (or several) with fields of its own. None leaves a field out, True writes an
+empty child.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_type_hints
 
 from bench.model import InstanceSpec, VmSettings
 from bench.vm.kernel import GuestKernel
@@ -24,13 +25,9 @@ QUOTA_PERIOD = 100_000  # microseconds; the container's CPU quota uses the same 
 CMDLINE = ("console=ttyS0", "earlyprintk=ttyS0,115200", "panic=-1", "rdinit=/init")
 """earlyprintk, as in Debian's cloud images: the kernel speaks long before its console driver is up."""
 DomainType = Literal["kvm", "qemu"]
+AccelName = Literal["kvm", "tcg"]
 DiskFormat = Literal["raw", "qcow2"]
 ET.register_namespace("bench", NAMESPACE)
-
-
-def at(path: str, default: Any = dataclasses.MISSING) -> Any:
-    """A field that is written at `path`."""
-    return dataclasses.field(default=default, metadata={"at": path})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +38,16 @@ class Element:
 
     def xml(self) -> ET.Element:
         node = ET.Element(self.TAG)
-        for field in dataclasses.fields(self):
-            _put(node, field.metadata["at"], getattr(self, field.name))
+        for name, path in places(type(self)).items():
+            _put(node, path, getattr(self, name))
         return node
+
+
+@functools.cache
+def places(kind: type[Element]) -> dict[str, str]:
+    """Field -> where it is written."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name].__metadata__[0] for field in dataclasses.fields(kind)}
 
 
 def _put(node: ET.Element, path: str, value: object) -> None:
@@ -76,7 +80,7 @@ class Run(Element):
     """Whose domain this is, for whoever finds it."""
 
     TAG = f"{{{NAMESPACE}}}run"
-    id: str = at("@id")
+    id: Annotated[str, "@id"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +88,12 @@ class DirectBoot(Element):
     """Kernel and initramfs handed over by QEMU: no boot loader, no disk read before the kernel runs."""
 
     TAG = "os"
-    type: str = at("type", "hvm")
-    arch: str = at("type/@arch", "x86_64")
-    machine: str = at("type/@machine")
-    kernel: str = at("kernel")
-    initrd: str = at("initrd")
-    cmdline: str = at("cmdline")
+    type: Annotated[str, "type"] = "hvm"
+    arch: Annotated[str, "type/@arch"] = "x86_64"
+    machine: Annotated[str, "type/@machine"]
+    kernel: Annotated[str, "kernel"]
+    initrd: Annotated[str, "initrd"]
+    cmdline: Annotated[str, "cmdline"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,20 +101,20 @@ class CpuQuota(Element):
     """Microseconds of CPU in each period, for the whole domain: libvirt counts hypervisor and vCPUs together."""
 
     TAG = "cputune"
-    period: int = at("global_period")
-    quota: int = at("global_quota")
+    period: Annotated[int, "global_period"]
+    quota: Annotated[int, "global_quota"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Disk(Element):
     TAG = "disk"
-    type: str = at("@type", "file")
-    device: str = at("@device", "disk")
-    driver: str = at("driver/@name", "qemu")
-    format: DiskFormat = at("driver/@type")
-    file: str = at("source/@file")
-    target: str = at("target/@dev", "vda")
-    bus: str = at("target/@bus", "virtio")
+    type: Annotated[str, "@type"] = "file"
+    device: Annotated[str, "@device"] = "disk"
+    driver: Annotated[str, "driver/@name"] = "qemu"
+    format: Annotated[DiskFormat, "driver/@type"]
+    file: Annotated[str, "source/@file"]
+    target: Annotated[str, "target/@dev"] = "vda"
+    bus: Annotated[str, "target/@bus"] = "virtio"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +122,11 @@ class Interface(Element):
     """A tap on `bridge`, named `target` on the host."""
 
     TAG = "interface"
-    type: str = at("@type", "bridge")
-    mac: str = at("mac/@address")
-    bridge: str = at("source/@bridge")
-    target: str = at("target/@dev")
-    model: str = at("model/@type", "virtio")
+    type: Annotated[str, "@type"] = "bridge"
+    mac: Annotated[str, "mac/@address"]
+    bridge: Annotated[str, "source/@bridge"]
+    target: Annotated[str, "target/@dev"]
+    model: Annotated[str, "model/@type"] = "virtio"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +134,10 @@ class Serial(Element):
     """The console. QEMU connects to a socket that we listen on already, so that no byte is lost."""
 
     TAG = "serial"
-    type: str = at("@type", "unix")
-    mode: str = at("source/@mode", "connect")
-    path: str = at("source/@path")
-    port: int = at("target/@port", 0)
+    type: Annotated[str, "@type"] = "unix"
+    mode: Annotated[str, "source/@mode"] = "connect"
+    path: Annotated[str, "source/@path"]
+    port: Annotated[int, "target/@port"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +145,11 @@ class Channel(Element):
     """A virtio-serial port, seen in the guest under `name`."""
 
     TAG = "channel"
-    type: str = at("@type", "unix")
-    mode: str = at("source/@mode", "connect")
-    path: str = at("source/@path")
-    bus: str = at("target/@type", "virtio")
-    name: str = at("target/@name")
+    type: Annotated[str, "@type"] = "unix"
+    mode: Annotated[str, "source/@mode"] = "connect"
+    path: Annotated[str, "source/@path"]
+    bus: Annotated[str, "target/@type"] = "virtio"
+    name: Annotated[str, "target/@name"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,24 +157,24 @@ class Domain(Element):
     """What is not said here is libvirt's default: that is what `vm:stock` stands for."""
 
     TAG = "domain"
-    type: DomainType = at("@type")
-    name: str = at("name")
-    run: Run = at("metadata/.")
-    memory: int = at("memory")
-    memory_unit: str = at("memory/@unit", "bytes")
-    vcpus: int = at("vcpu")
-    quota: CpuQuota | None = at(".", None)
-    boot: DirectBoot = at(".")
-    acpi: bool | None = at("features/acpi", True)  # without it a guest can't power itself off
-    apic: bool | None = at("features/apic", True)
-    cpu: str | None = at("cpu/@mode", None)
-    on_poweroff: str = at("on_poweroff", "destroy")
-    on_reboot: str = at("on_reboot", "destroy")  # a guest that panics reboots (panic=-1), so its end is seen at once
-    on_crash: str = at("on_crash", "destroy")
-    disk: Disk | None = at("devices/.", None)
-    interface: Interface | None = at("devices/.", None)
-    console: Serial = at("devices/.")
-    channels: tuple[Channel, ...] = at("devices/.", ())
+    type: Annotated[DomainType, "@type"]
+    name: Annotated[str, "name"]
+    run: Annotated[Run, "metadata/."]
+    memory: Annotated[int, "memory"]
+    memory_unit: Annotated[str, "memory/@unit"] = "bytes"
+    vcpus: Annotated[int, "vcpu"]
+    quota: Annotated[CpuQuota | None, "."] = None
+    boot: Annotated[DirectBoot, "."]
+    acpi: Annotated[bool | None, "features/acpi"] = True  # without it a guest can't power itself off
+    apic: Annotated[bool | None, "features/apic"] = True
+    cpu: Annotated[str | None, "cpu/@mode"] = None
+    on_poweroff: Annotated[str, "on_poweroff"] = "destroy"
+    on_reboot: Annotated[str, "on_reboot"] = "destroy"  # a guest that panics reboots (panic=-1), so its end is seen at once
+    on_crash: Annotated[str, "on_crash"] = "destroy"
+    disk: Annotated[Disk | None, "devices/."] = None
+    interface: Annotated[Interface | None, "devices/."] = None
+    console: Annotated[Serial, "devices/."]
+    channels: Annotated[tuple[Channel, ...], "devices/."] = ()
 
     def text(self) -> str:
         node = self.xml()
@@ -200,7 +204,12 @@ def domain_name(instance: str) -> str:
 
 
 def stock_domain(
-    spec: InstanceSpec, settings: VmSettings, accel: Literal["kvm", "tcg"], kernel: GuestKernel, initrd: str, place: Place
+    spec: InstanceSpec,
+    settings: VmSettings,
+    accel: Literal["kvm", "tcg"],
+    kernel: GuestKernel,
+    initrd: str,
+    place: Place,
 ) -> Domain:
     """The domain of `spec` as `vm:stock`: declared memory and CPUs become RAM and vCPUs, all else is libvirt's default."""
     return Domain(
@@ -210,7 +219,9 @@ def stock_domain(
         memory=spec.limits.memory,
         vcpus=math.ceil(spec.limits.cpus),
         quota=cpu_quota(spec.limits.cpus),
-        boot=DirectBoot(machine=settings.machine, kernel=kernel.vmlinuz, initrd=initrd, cmdline=cmdline(spec.id, place)),
+        boot=DirectBoot(
+            machine=settings.machine, kernel=kernel.vmlinuz, initrd=initrd, cmdline=cmdline(spec.id, place)
+        ),
         cpu="host-passthrough" if accel == "kvm" else None,
         disk=Disk(format=disk_format(settings), file=place.disk),
         interface=_interface(spec, place),
@@ -219,7 +230,7 @@ def stock_domain(
     )
 
 
-def domain_type(accel: Literal["kvm", "tcg"]) -> DomainType:
+def domain_type(accel: AccelName) -> DomainType:
     return "kvm" if accel == "kvm" else "qemu"
 
 

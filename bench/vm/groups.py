@@ -44,7 +44,11 @@ def _domain_part(path: str, domain: str) -> str | None:
 def carries(name: str, text: str) -> bool:
     """Whether a group's name holds `text`; systemd writes a dash in a scope's name as \\x2d."""
     plain = name.replace("\\x2d", "-")
-    return text in plain if text.endswith("-") else any(plain.endswith(text + end) for end in ("", ".libvirt-qemu", ".scope"))
+    return (
+        text in plain
+        if text.endswith("-")
+        else any(plain.endswith(text + end) for end in ("", ".libvirt-qemu", ".scope"))
+    )
 
 
 def leftovers(text: str) -> Iterator[str]:
@@ -64,7 +68,7 @@ def _roots() -> list[str]:
 
 
 def drop_empty_parents() -> None:
-    """Remove the folders libvirt keeps all domains in, where none is left: they cost memory, and it makes them again."""
+    """Remove the folders libvirt keeps all domains in, where none is left; it makes them again."""
     for root in _roots():
         with contextlib.suppress(OSError):  # in use, or not there
             os.rmdir(os.path.join(root, "machine"))

@@ -26,8 +26,23 @@ from bench.vm.kernel import GuestKernel
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "ext4")
 APPLETS = (
-    "sh", "base64", "cat", "chroot", "env", "hostname", "insmod", "ip", "mkdir", "mount", "nsenter", "poweroff", "rm",
-    "sleep", "sync", "timeout", "usleep",
+    "sh",
+    "base64",
+    "cat",
+    "chroot",
+    "env",
+    "hostname",
+    "insmod",
+    "ip",
+    "mkdir",
+    "mount",
+    "nsenter",
+    "poweroff",
+    "rm",
+    "sleep",
+    "sync",
+    "timeout",
+    "usleep",
 )
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TRAILER = "TRAILER!!!"
@@ -56,7 +71,7 @@ def symlink(name: str, target: str) -> Entry:
 
 
 def cpio(entries: Iterable[Entry]) -> bytes:
-    """A "newc" archive of `entries` in their order, owned by root and dated at the epoch: the same input, the same bytes."""
+    """A "newc" archive of `entries` in their order, owned by root, dated at the epoch: same input, same bytes."""
     members = [_member(number, entry) for number, entry in enumerate(entries, 1)]
     archive = b"".join([*members, _member(0, Entry(_TRAILER, 0))])
     return archive + b"\0" * (-len(archive) % 512)
@@ -134,7 +149,7 @@ def _base() -> list[Entry]:
 
 
 def payload_script(image: Image, payload: Payload) -> str:
-    """Shell text that defines `inside COMMAND...` (never returns; killed after $limit seconds if that is set) and `payload`.
+    """Shell text that defines `inside COMMAND...` (never returns; killed after $limit seconds if set) and `payload`.
 
     nsenter, because it changes both root and working directory without a shell in the root.
     """

@@ -1,4 +1,7 @@
-"""The guest kernel: the distribution's own cloud kernel, fetched as a package and unpacked into the cache, never installed."""
+"""The guest kernel: the distribution's own cloud kernel, fetched as a package and unpacked into the cache.
+
+It is never installed on the host.
+"""
 
 from __future__ import annotations
 
@@ -88,9 +91,8 @@ def _source() -> KernelSource:
     except OSError:
         name = ""
     if name not in SOURCES:
-        known = ", ".join(SOURCES)
         raise HostError(
-            f"no guest kernel package is known for the distribution {name or 'without /etc/os-release'!r} (known: {known})",
+            f"no guest kernel package is known for {name or 'this distribution'} (known: {', '.join(SOURCES)})",
             hint="run bench on one of these, or leave the vm driver out: --drivers process,container",
         )
     return SOURCES[name]
@@ -134,7 +136,9 @@ def _unpack(packages: list[str], scratch: Path, label: str) -> None:
     home.mkdir()
     images[0].rename(home / "vmlinuz")
     os.chmod(home / "vmlinuz", 0o644)  # Ubuntu's is for root alone, and QEMU runs as another user
-    modules = next(path for path in (tree / "lib/modules" / release, tree / "usr/lib/modules" / release) if path.is_dir())
+    modules = next(
+        path for path in (tree / "lib/modules" / release, tree / "usr/lib/modules" / release) if path.is_dir()
+    )
     modules.rename(home / "modules")
     (home / "package").write_text(f"{label}\n{release}\n")
 

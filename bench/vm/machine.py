@@ -44,7 +44,7 @@ class Host:
 
 @dataclass(frozen=True)
 class Order:
-    """One guest to be: its domain, and where its evidence goes (None: nowhere). `marks` are looked for in its output."""
+    """One guest to be. `marks` are looked for in its output; `logs` is where its evidence goes (None: nowhere)."""
 
     id: str
     domain: Domain
@@ -59,7 +59,8 @@ class Guest:
     """One guest. Made by `boot`, which also removes it."""
 
     def __init__(
-        self, order: Order, handle: Any, watched: Watched, console: LineStream, output: LineStream, agent: Agent, phases: PhaseLog
+        self, order: Order, handle: Any, watched: Watched, console: LineStream, output: LineStream, agent: Agent,
+        phases: PhaseLog,
     ) -> None:  # fmt: skip
         self.order, self.handle, self.watched = order, handle, watched
         self.console, self.output, self.agent, self.phases = console, output, agent, phases
@@ -89,7 +90,8 @@ class Guest:
 
     def stamp_boot(self) -> None:
         """Stamp what the console has shown so far; on failure too, it says how far the guest came."""
-        for phase, at in ((Phase.KERNEL, self.console.first_byte), (Phase.INIT, self.console.stamp(INIT_MARK))):
+        stamps = {Phase.KERNEL: self.console.first_byte, Phase.INIT: self.console.stamp(INIT_MARK)}
+        for phase, at in stamps.items():
             if at is not None:
                 self.phases.stamp(phase, at)
 
@@ -128,7 +130,9 @@ class Guest:
             if not self.watched.gone.wait(1):
                 _kill(self.pid)
         if not self.watched.gone.wait(_FORGET):
-            raise StopError(f"QEMU of {self.order.id} (pid {self.pid}) does not end", hint=f"look at /proc/{self.pid}/stack")
+            raise StopError(
+                f"QEMU of {self.order.id} (pid {self.pid}) does not end", hint=f"look at /proc/{self.pid}/stack"
+            )
 
     def remove(self) -> None:
         """Kill it, and wait until libvirt has forgotten it and its cgroups are gone."""
@@ -154,7 +158,7 @@ def boot(host: Host, order: Order, phases: PhaseLog) -> Iterator[Guest]:
             phases.stamp(Phase.CREATED)
             undo = stack.enter_context(ExitStack())
             undo.callback(destroy, handle)
-            guest = _adopt(host, order, handle, listeners, phases, undo)
+            guest = _adopt(host, order, handle, listeners, phases)
         stack.callback(guest.remove)
         undo.pop_all()
         with errors(LaunchError, f"{order.id} does not start"):
@@ -168,7 +172,9 @@ def _paths(domain: Domain) -> list[str]:
     return [domain.console.path, *(channel.path for channel in domain.channels)]
 
 
-def _adopt(host: Host, order: Order, handle: Any, listeners: list[Listener], phases: PhaseLog, stack: ExitStack) -> Guest:
+def _adopt(
+    host: Host, order: Order, handle: Any, listeners: list[Listener], phases: PhaseLog, stack: ExitStack
+) -> Guest:
     pid = host.connection.pid_of(order.domain.name)
     console, output, agent = (listener.accept(_CONNECT) for listener in listeners)
     watched = host.reaper.watch(pid)

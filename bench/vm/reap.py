@@ -4,6 +4,7 @@ is known by the domain's name on its command line. A libvirtd notices by itself 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -34,7 +35,11 @@ def reap_guests(run: RunId, state: Path) -> list[Leftover]:
 def hypervisors(prefix: str) -> Iterator[tuple[int, str]]:
     """(pid, domain) of every QEMU whose domain's name begins with `prefix`."""
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (name := domain_of(command_line(int(entry.name)))) is not None and name.startswith(prefix):
+        if (
+            entry.name.isdigit()
+            and (name := domain_of(command_line(int(entry.name)))) is not None
+            and name.startswith(prefix)
+        ):
             yield int(entry.name), name
 
 
@@ -42,7 +47,7 @@ def domain_of(argv: list[str]) -> str | None:
     """The domain a command line of libvirt's runs: `-name guest=NAME,debug-threads=on`."""
     if not argv or "qemu" not in argv[0]:
         return None
-    for option, value in zip(argv, argv[1:], strict=False):
+    for option, value in itertools.pairwise(argv):
         if option == "-name":
             return value.split(",")[0].removeprefix("guest=")
     return None

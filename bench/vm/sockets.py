@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from pathlib import Path
@@ -17,7 +16,9 @@ class Listener:
 
     def __init__(self, path: Path) -> None:
         if len(os.fsencode(path)) > _LONGEST:
-            raise HostError(f"{path} is too long for a socket: at most {_LONGEST} bytes", hint="set BENCH_STATE to a short path")
+            raise HostError(
+                f"{path} is too long for a socket: at most {_LONGEST} bytes", hint="set BENCH_STATE to a short path"
+            )
         self.path = path
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         path.unlink(missing_ok=True)
@@ -46,8 +47,3 @@ def detach(connection: socket.socket) -> int:
     """The descriptor alone, for whoever closes it."""
     connection.settimeout(None)
     return connection.detach()
-
-
-def close_quietly(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench import process
-from bench.images.payloads import BUILTIN
+from bench.config import BUILTIN_PAYLOADS as BUILTIN
 from bench.images.store import ImageStore
 
 pytestmark = pytest.mark.root

@@ -53,24 +53,80 @@ class Truth:
 
 
 TRUTHS = (
-    Truth("process", "default", 64, 0.0021, 310 * KIB, 120 * KIB, 180 * KIB, 2 * MIB, 4 * KIB, 2 * MIB,
-          {"created": 0.0006, "started": 0.0011}),
-    Truth("container", "default", 64, 0.0052, 930 * KIB, 140 * KIB, 690 * KIB, 5 * MIB, 24 * KIB, 2 * MIB,
-          {"created": 0.0019, "started": 0.0036}),
-    Truth("vm", "stock", 8, 2.61, 161 * MIB, 158 * MIB, 1.5 * MIB, 21 * MIB, 33 * MIB, 12 * MIB,
-          {"created": 0.21, "started": 0.213, "kernel": 0.74, "init": 2.2}, 0.004),
+    Truth(
+        "process",
+        "default",
+        64,
+        0.0021,
+        310 * KIB,
+        120 * KIB,
+        180 * KIB,
+        2 * MIB,
+        4 * KIB,
+        2 * MIB,
+        {"created": 0.0006, "started": 0.0011},
+    ),
+    Truth(
+        "container",
+        "default",
+        64,
+        0.0052,
+        930 * KIB,
+        140 * KIB,
+        690 * KIB,
+        5 * MIB,
+        24 * KIB,
+        2 * MIB,
+        {"created": 0.0019, "started": 0.0036},
+    ),
+    Truth(
+        "vm",
+        "stock",
+        8,
+        2.61,
+        161 * MIB,
+        158 * MIB,
+        1.5 * MIB,
+        21 * MIB,
+        33 * MIB,
+        12 * MIB,
+        {"created": 0.21, "started": 0.213, "kernel": 0.74, "init": 2.2},
+        0.004,
+    ),
 )
 
 
 def host(**changes: object) -> HostFacts:
     facts: dict[str, object] = dict(
-        hostname="fabricated", kernel="6.1.0-fake", machine="x86_64", distribution="Debian GNU/Linux 12 (bookworm)",
-        cpu_model="Imaginary CPU @ 2.00GHz", cpus=2, memory_total=24 * GIB, memory_available=22 * GIB, swap_total=0,
-        cgroup="hybrid", cgroup_controllers=("cpu", "memory", "pids"), root=True, overlayfs=True,
-        namespaces=("ipc", "mnt", "net", "pid", "uts"), pid_max=32768, nofile_hard=20000, virtualization=None,
-        kvm_device=True, thp="madvise", ksm=False, governor="performance", clocksource="tsc", load1=0.12,
-        qemu_version="7.2.0", libvirt_version="9.0.0", python="3.11.2", bench="0.1.0",
-        empty_memcg_bytes=437 * KIB, empty_netns_bytes=None,
+        hostname="fabricated",
+        kernel="6.1.0-fake",
+        machine="x86_64",
+        distribution="Debian GNU/Linux 12 (bookworm)",
+        cpu_model="Imaginary CPU @ 2.00GHz",
+        cpus=2,
+        memory_total=24 * GIB,
+        memory_available=22 * GIB,
+        swap_total=0,
+        cgroup="hybrid",
+        cgroup_controllers=("cpu", "memory", "pids"),
+        root=True,
+        overlayfs=True,
+        namespaces=("ipc", "mnt", "net", "pid", "uts"),
+        pid_max=32768,
+        nofile_hard=20000,
+        virtualization=None,
+        kvm_device=True,
+        thp="madvise",
+        ksm=False,
+        governor="performance",
+        clocksource="tsc",
+        load1=0.12,
+        qemu_version="7.2.0",
+        libvirt_version="9.0.0",
+        python="3.11.2",
+        bench="0.1.0",
+        empty_memcg_bytes=437 * KIB,
+        empty_netns_bytes=None,
     )
     return HostFacts(**{**facts, **changes})  # type: ignore[arg-type]
 
@@ -78,9 +134,16 @@ def host(**changes: object) -> HostFacts:
 def info(**changes: object) -> RunInfo:
     http = HttpCheck(port=8080)
     facts: dict[str, object] = dict(
-        run=RUN, scenario="density", title="How many fit, and what does one more cost?", started=_START,
-        ended=_START + 95, status="done", seed=7, command=("bench", "run", "density", "--seed", "7"),
-        scenario_toml='title = "How many fit"\nrounds = 3\n', plan=("r1-process:default", "r1-vm:stock"),
+        run=RUN,
+        scenario="density",
+        title="How many fit, and what does one more cost?",
+        started=_START,
+        ended=_START + 95,
+        status="done",
+        seed=7,
+        command=("bench", "run", "density", "--seed", "7"),
+        scenario_toml='title = "How many fit"\nrounds = 3\n',
+        plan=("r1-process:default", "r1-vm:stock"),
         image=Image("bench/default", "sha256:" + "ab" * 32, ("sha256:" + "cd" * 32, "sha256:" + "ef" * 32), size=MIB),
         payload=Payload("httpd", ("/bin/httpd", "-f"), Ready(line="ready"), reply=http),
         limits=Limits(256 * MIB, 1.0, 64),
@@ -89,7 +152,8 @@ def info(**changes: object) -> RunInfo:
             "container:default": {"storage": "overlay", "network": "bridge"},
             "vm:stock": {"machine": "q35", "xml": "<domain type='qemu'>\n  <name>k</name>\n</domain>"},
         },
-        accelerator="tcg", versions={"bench": "0.1.0", "qemu": "7.2.0"},
+        accelerator="tcg",
+        versions={"bench": "0.1.0", "qemu": "7.2.0"},
     )
     return RunInfo(**{**facts, **changes})  # type: ignore[arg-type]
 
@@ -106,16 +170,25 @@ def run_data(rounds: int = 3, noise: float = 1.0, seed: int = 1, truths: tuple[T
 
 def ramp(truth: Truth, number: int, rng: np.random.Generator, noise: float) -> list[Record]:
     labels = dict(
-        trial=f"r{number}-{truth.driver}:{truth.profile}", driver=truth.driver, profile=truth.profile,
-        payload="httpd", round=number, date=_START + number,
+        trial=f"r{number}-{truth.driver}:{truth.profile}",
+        driver=truth.driver,
+        profile=truth.profile,
+        payload="httpd",
+        round=number,
+        date=_START + number,
     )
     launches = list(_launches(truth, labels, rng, noise))
     steps = list(_steps(truth, labels, rng, noise))
     ends = list(_teardowns(truth, labels, rng, noise))
     launching = sum(max(r.phases.values()) for r in launches if not r.warmup)
     trial = TrialRecord(
-        **labels, outcome=Outcome.SUCCEEDED, alive=truth.count, asked=truth.count, limiter="count",
-        launching_ns=launching, accelerator="tcg" if truth.driver == "vm" else None,
+        **labels,
+        outcome=Outcome.SUCCEEDED,
+        alive=truth.count,
+        asked=truth.count,
+        limiter="count",
+        launching_ns=launching,
+        accelerator="tcg" if truth.driver == "vm" else None,
     )
     return [*launches, *steps, *ends, trial]
 
@@ -126,8 +199,12 @@ def _launches(truth: Truth, labels: dict, rng: np.random.Generator, noise: float
         scale = level * (1 + 0.1 * noise * abs(rng.standard_normal())) * (1 + 0.002 * noise * max(alive, 0))
         stamps = {**truth.phases, "ready": truth.ready, "reply": truth.ready + truth.reply}
         yield LaunchRecord(
-            **labels, instance=f"fabric-{truth.driver[0]}{alive}", alive=max(alive, 0), warmup=alive < 0,
-            outcome=Outcome.SUCCEEDED, phases={phase: int(s * scale * 1e9) for phase, s in stamps.items()},
+            **labels,
+            instance=f"fabric-{truth.driver[0]}{alive}",
+            alive=max(alive, 0),
+            warmup=alive < 0,
+            outcome=Outcome.SUCCEEDED,
+            phases={phase: int(s * scale * 1e9) for phase, s in stamps.items()},
             readings=(Reading("launch.cpu", 0.7 * truth.ready * scale, "s"),),
         )
 
@@ -144,10 +221,14 @@ def _steps(truth: Truth, labels: dict, rng: np.random.Generator, noise: float) -
         used = (truth.fixed + slope * n) if n else 0.0
         stray = 0.02 * truth.marginal * truth.count * noise * rng.standard_normal() * 0.3
         values = {
-            "host.memory.available": base - used - stray - harness, "harness.memory.pss": harness,
-            "instances.memory.pss": truth.pss * n, "instances.memory.uss": 0.9 * truth.pss * n,
-            "instances.memory.cgroup": (truth.pss + truth.kernel) * n, "instances.memory.kernel": truth.kernel * n,
-            "instances.disk.own": truth.disk * n, "instances.disk.shared": truth.shared if n else 0,
+            "host.memory.available": base - used - stray - harness,
+            "harness.memory.pss": harness,
+            "instances.memory.pss": truth.pss * n,
+            "instances.memory.uss": 0.9 * truth.pss * n,
+            "instances.memory.cgroup": (truth.pss + truth.kernel) * n,
+            "instances.memory.kernel": truth.kernel * n,
+            "instances.disk.own": truth.disk * n,
+            "instances.disk.shared": truth.shared if n else 0,
             "instances.disk.claimed": (truth.disk + truth.shared) * n,
         }
         yield StepRecord(**labels, n=n, readings=tuple(Reading(m, float(v), "bytes") for m, v in values.items()))
@@ -158,6 +239,8 @@ def _teardowns(truth: Truth, labels: dict, rng: np.random.Generator, noise: floa
         stop = 60_000_000_000
         took = (0.3 * truth.ready + 0.001) * (1 + 0.1 * noise * abs(rng.standard_normal())) * 1e9
         yield TeardownRecord(
-            **labels, instance=f"fabric-{truth.driver[0]}{number}", warmup=False,
+            **labels,
+            instance=f"fabric-{truth.driver[0]}{number}",
+            warmup=False,
             phases={"stop": stop, "stopped": stop + int(took), "removed": stop + int(took * 1.5)},
         )

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.config import (
-    BUILTIN_PAYLOADS,
     DEFAULT_PROFILE,
     PROFILES,
     SETTINGS,
@@ -30,7 +29,6 @@ from bench.config import (
     with_options,
 )
 from bench.errors import ConfigError, UsageError
-from bench.images import payloads
 from bench.model import GIB, MIB, HttpCheck, Limits, ProcessSettings, VmSettings
 
 DENSITY = Path(__file__).parents[2] / "scenarios/density.toml"
@@ -88,10 +86,6 @@ def test_profiles_are_valid() -> None:
     assert {f"{driver}:{profile}" for driver, profile in DEFAULT_PROFILE.items()} <= set(PROFILES)
 
 
-def test_built_in_payloads_are_those_of_the_default_image() -> None:
-    assert dict(BUILTIN_PAYLOADS) == payloads.BUILTIN
-
-
 def test_own_payload(tmp_path: Path) -> None:
     text = 'payload = "web"\n[payloads.web]\ncommand = ["/web"]\nready.http.port = 80\nenv = { A = "b" }\n'
     payload = payload_for(load(tmp_path, text))
@@ -133,7 +127,7 @@ WRONG = {
     "size": ("[vm]\ndisk = '128M'", "vm.disk: '128M' is not understood; write it like '256 MiB'"),
     "no room": ("[vm]\ndisk = '1 MiB'", "vm.disk: '1 MiB' is out of range: 8 MiB to 16 TiB"),
     "small": ("[limits]\nmemory = 1\ncpus = 1\npids = 1", "limits.memory: 1 is out of range: 4 MiB to 16 TiB"),
-    "choice": ("[vm]\naccel = 'xen'", "vm.accel: 'xen' is not allowed: \"auto\" or \"kvm\" or \"tcg\""),
+    "choice": ("[vm]\naccel = 'xen'", 'vm.accel: \'xen\' is not allowed: "auto" or "kvm" or "tcg"'),
     "missing": ("[payloads.web]\nready.port = 1", "payloads.web.command: this key is required"),
     "no command": ("[payloads.web]\ncommand = []\nready.port = 1", "payloads.web.command: must hold at least"),
     "ready in no way": ("[payloads.web]\ncommand = ['a']\nready = {}", "payloads.web.ready: must have exactly one of"),
@@ -218,8 +212,15 @@ def test_set_overrides_values_of_all_types(tmp_path: Path) -> None:
 
 
 def test_set_makes_what_is_not_there_and_the_last_one_holds(tmp_path: Path) -> None:
-    scenario = load(tmp_path, "", "payloads.web.command=['a']", "payloads.web.ready.port=1", "payloads.web.env.N=80",
-                    "rounds=1", "rounds=2")
+    scenario = load(
+        tmp_path,
+        "",
+        "payloads.web.command=['a']",
+        "payloads.web.ready.port=1",
+        "payloads.web.env.N=80",
+        "rounds=1",
+        "rounds=2",
+    )
     assert scenario.payloads["web"].env == {"N": "80"}
     assert scenario.rounds == 2
 

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from bench import process
+from bench.config import BUILTIN_PAYLOADS
 from bench.errors import BenchError, HostError, ImageError
 from bench.images import build, oci, tools
 from bench.images.layout import Layout
-from bench.images.payloads import BUILTIN, READY_LINE
 from bench.images.store import ImageStore
 from tests.unit.image_tars import OciFiles, blob_name, config_of, descriptor, digest, docker_archive, dump, tar_of
 
@@ -371,10 +371,10 @@ def test_what_is_in_the_default_image(tmp_path: Path, busybox: Path, monkeypatch
     tree = store.tree(store.resolve("default"))
     assert os.readlink(tree / "bin/sh") == "busybox"
     assert (tree / "tmp").stat().st_mode & 0o7777 == 0o1777
-    for payload in BUILTIN.values():
+    for payload in BUILTIN_PAYLOADS.values():
         script = tree / payload.command[0].lstrip("/")
         assert os.access(script, os.X_OK)
-        assert f"echo {READY_LINE}\n" in script.read_text()
+        assert f"echo {payload.ready.line}\n" in script.read_text()
     assert (tree / "srv/www/index.html").is_file()
 
 
