@@ -143,7 +143,7 @@ def image() -> None:
     """List, build and inspect images."""
 
 
-@image.command(name="list")
+@image.command(name="list", epilog=EXIT_CODES)
 @_json
 def image_list(as_json: bool) -> int:
     """List the images in the store."""
@@ -152,7 +152,7 @@ def image_list(as_json: bool) -> int:
     return listing.show_images(as_json)
 
 
-@image.command(name="build")
+@image.command(name="build", epilog=EXIT_CODES)
 @_json
 def image_build(as_json: bool) -> int:
     """Build the default image, and fetch the kernel that guests boot (where QEMU is there)."""
@@ -161,7 +161,7 @@ def image_build(as_json: bool) -> int:
     return listing.build_images(as_json)
 
 
-@image.command(name="inspect")
+@image.command(name="inspect", epilog=EXIT_CODES)
 @click.argument("reference")
 @_json
 def image_inspect(reference: str, as_json: bool) -> int:

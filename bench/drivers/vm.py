@@ -42,12 +42,7 @@ from bench.vm.accel import Accel
 from bench.vm.kernel import GuestKernel, fetch_kernel, guest_kernel
 from bench.vm.machine import Guest, Host, Order, boot
 
-_PROGRAMS = (
-    (accel.QEMU, "qemu-system-x86"),
-    ("qemu-img", "qemu-utils"),
-    ("mkfs.ext4", "e2fsprogs"),
-    ("depmod", "kmod"),
-)
+_PROGRAMS = {accel.QEMU: "qemu-system-x86", "qemu-img": "qemu-utils", "mkfs.ext4": "e2fsprogs", "depmod": "kmod"}
 LOGS = ("console.log", "payload.log")
 _PER_GUEST = "bench.hostname=ID bench.address=IP/PREFIX bench.gateway=IP"
 _CHOICES = {

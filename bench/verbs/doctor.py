@@ -60,7 +60,7 @@ def _memory(host: HostFacts, scenario: Scenario) -> Support:
         return Support(True)
     return Support(
         False,
-        f"{host.memory_available >> 20} MiB available; the density scenario may need {needed >> 20} MiB with its reserve",
+        f"{host.memory_available >> 20} MiB available; the density scenario may need {needed >> 20}, reserve included",
         "free memory, or: bench run density --count 2",
     )
 

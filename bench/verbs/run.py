@@ -66,7 +66,7 @@ def show_plan(request: session.Request, as_json: bool) -> int:
     rows = [[trial.id, str(trial.warmups), " ".join(map(str, trial.steps))] for trial in request.plan.trials]
     table(["trial, in this order", "warm-ups", "sampled at N ="], rows)
     click.echo(
-        f"\nseed {request.plan.seed}, {request.plan.launches} launches; an estimate (guests under tcg), no measurement: "
+        f"\nseed {request.plan.seed}, {request.plan.launches} launches; estimated, not measured (guests under tcg): "
         f"{cost.seconds / 60:.1f} min, {cost.memory / 2**30:.1f} GiB of memory at once "
         f"({memory_available() / 2**30:.1f} GiB available), {cost.disk / 2**30:.1f} GiB of disk"
     )

@@ -90,6 +90,11 @@ def run(request: Request, progress: Progress, interrupts: Interrupts) -> Outcome
     started = time.time()
     run_id = new_run_id(request.scenario.name, started, random.SystemRandom())
     check_results(request.results)
+    progress.doing("look at the host")
+    host = host_facts()
+    for name, (support, _) in supports(host, [name for name, _ in request.scenario.targets()], request.connect).items():
+        require(name, support)
+    require_memory(request.scenario, host)
     outcomes = Outcomes(run_id, request.results / run_id)
     entry = Entry(run_id, os.getpid(), str(request.results), request.connect)
     with contextlib.ExitStack() as stack:
@@ -97,7 +102,7 @@ def run(request: Request, progress: Progress, interrupts: Interrupts) -> Outcome
         context = stack.enter_context(_context(run_id, state, request.connect))
         drivers = stack.enter_context(_drivers(request.scenario, context, interrupts))
         try:
-            _measure(request, context, drivers, progress, interrupts, outcomes, started)
+            _measure(request, context, drivers, progress, interrupts, outcomes, started, host)
         except Interrupted as interrupted:
             if not outcomes.path.exists():
                 raise
@@ -107,8 +112,8 @@ def run(request: Request, progress: Progress, interrupts: Interrupts) -> Outcome
 
 def check_results(results: Path) -> None:
     """Say before the work begins, not after it, that its results could not be written."""
-    probe = next((folder for folder in (results, *results.absolute().parents) if folder.exists()), Path("/"))
     try:
+        probe = next((folder for folder in (results, *results.absolute().parents) if folder.exists()), Path("/"))
         name = probe / f".bench-{time.monotonic_ns()}"
         name.touch()
         name.unlink()
@@ -153,14 +158,11 @@ def _measure(
     interrupts: Interrupts,
     outcomes: Outcomes,
     started: float,
+    host: HostFacts,
 ) -> None:
     scenario = request.scenario
-    progress.doing("look at the host")
-    host = host_facts()
-    for name, driver in drivers.items():
-        require(name, driver.support(host))
-    host = measure_floor_costs(host)
     context.launcher.start()
+    host = measure_floor_costs(host)
     progress.doing(f"image {scenario.image}")
     image, payload = context.images.resolve(scenario.image), payload_for(scenario)
     runner = Runner(_job(request, context, drivers, progress, interrupts, image, payload, outcomes.path, host))
@@ -192,6 +194,17 @@ def require(name: str, support: Support) -> None:
     """Raises HostError if the driver can't run here."""
     if not support.ok:
         raise HostError(f"the {name} driver can't run here: {support.reason}", hint=support.hint or None)
+
+
+def require_memory(scenario: Scenario, host: HostFacts) -> None:
+    """Raises HostError if not even one instance fits above the reserve."""
+    reserve = reserve_bytes(host.memory_total, scenario.reserve.memory, scenario.reserve.fraction)
+    if host.memory_available < reserve + scenario.limits.memory:
+        raise HostError(
+            f"{host.memory_available >> 20} MiB of memory are available; one instance is declared "
+            f"{scenario.limits.memory >> 20} MiB and {reserve >> 20} MiB are reserved for the host",
+            hint="free memory, or lower limits.memory or reserve.memory with --set",
+        )
 
 
 def _job(

@@ -51,7 +51,8 @@ def qemu_version() -> str:
 def accelerator(cache: Path, kernel: GuestKernel, forced: Literal["auto", "kvm", "tcg"] = "auto") -> Accel:
     """kvm if a guest boots under it, else tcg; `forced` asks for one.
 
-    Answers are cached by what they depend on: host kernel, QEMU, guest kernel, CPU. Raises HostError if no guest boots under what was asked for.
+    Answers are cached by what they depend on: host kernel, QEMU, guest kernel, CPU. Raises HostError if no guest boots
+    under what was asked for.
     """
     wanted: Sequence[AccelName] = ("kvm", "tcg") if forced == "auto" else (forced,)
     reasons = []
@@ -121,6 +122,6 @@ def probe(name: AccelName, kernel: GuestKernel, initrd: Path, limit: float | Non
 def probe_argv(name: AccelName, kernel: GuestKernel, initrd: Path) -> list[str]:
     return [
         QEMU, "-accel", name, "-cpu", "host" if name == "kvm" else "qemu64", "-machine", "q35", "-m", "128",
-        "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio", "-kernel", kernel.vmlinuz,
-        "-initrd", str(initrd), "-append", "console=ttyS0 panic=-1 rdinit=/init",
+        "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
+        "-kernel", kernel.vmlinuz, "-initrd", str(initrd), "-append", "console=ttyS0 panic=-1 rdinit=/init",
     ]  # fmt: skip

@@ -8,7 +8,6 @@ empty child.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
@@ -43,11 +42,16 @@ class Element:
         return node
 
 
-@functools.cache
 def places(kind: type[Element]) -> dict[str, str]:
     """Field -> where it is written."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {field.name: hints[field.name].__metadata__[0] for field in dataclasses.fields(kind)}
+    if (found := _PLACES.get(kind.__name__)) is None:
+        hints = get_type_hints(kind, include_extras=True)
+        found = {field.name: hints[field.name].__metadata__[0] for field in dataclasses.fields(kind)}
+        _PLACES[kind.__name__] = found  # resolving annotations takes a millisecond, and launching is timed
+    return found
+
+
+_PLACES: dict[str, dict[str, str]] = {}
 
 
 def _put(node: ET.Element, path: str, value: object) -> None:
@@ -169,7 +173,7 @@ class Domain(Element):
     apic: Annotated[bool | None, "features/apic"] = True
     cpu: Annotated[str | None, "cpu/@mode"] = None
     on_poweroff: Annotated[str, "on_poweroff"] = "destroy"
-    on_reboot: Annotated[str, "on_reboot"] = "destroy"  # a guest that panics reboots (panic=-1), so its end is seen at once
+    on_reboot: Annotated[str, "on_reboot"] = "destroy"  # with panic=-1: the end of a guest that panics is seen at once
     on_crash: Annotated[str, "on_crash"] = "destroy"
     disk: Annotated[Disk | None, "devices/."] = None
     interface: Annotated[Interface | None, "devices/."] = None
@@ -204,14 +208,12 @@ def domain_name(instance: str) -> str:
 
 
 def stock_domain(
-    spec: InstanceSpec,
-    settings: VmSettings,
-    accel: Literal["kvm", "tcg"],
-    kernel: GuestKernel,
-    initrd: str,
-    place: Place,
+    spec: InstanceSpec, settings: VmSettings, accel: AccelName, kernel: GuestKernel, initrd: str, place: Place
 ) -> Domain:
-    """The domain of `spec` as `vm:stock`: declared memory and CPUs become RAM and vCPUs, all else is libvirt's default."""
+    """`vm:stock`: declared memory and CPUs become RAM and vCPUs, all else is libvirt's default."""
+    boot = DirectBoot(
+        machine=settings.machine, kernel=kernel.vmlinuz, initrd=initrd, cmdline=cmdline(spec.id, place)
+    )
     return Domain(
         type=domain_type(accel),
         name=domain_name(spec.id),
@@ -219,9 +221,7 @@ def stock_domain(
         memory=spec.limits.memory,
         vcpus=math.ceil(spec.limits.cpus),
         quota=cpu_quota(spec.limits.cpus),
-        boot=DirectBoot(
-            machine=settings.machine, kernel=kernel.vmlinuz, initrd=initrd, cmdline=cmdline(spec.id, place)
-        ),
+        boot=boot,
         cpu="host-passthrough" if accel == "kvm" else None,
         disk=Disk(format=disk_format(settings), file=place.disk),
         interface=_interface(spec, place),

@@ -136,7 +136,11 @@ class Guest:
 
     def remove(self) -> None:
         """Kill it, and wait until libvirt has forgotten it and its cgroups are gone."""
-        self.kill()
+        try:
+            self.kill()
+        finally:
+            for end in (self.agent, self.console, self.output):
+                end.close()
         deadline = time.monotonic() + _FORGET
         while not domain_gone(self.handle) and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -172,9 +176,8 @@ def _paths(domain: Domain) -> list[str]:
     return [domain.console.path, *(channel.path for channel in domain.channels)]
 
 
-def _adopt(
-    host: Host, order: Order, handle: Any, listeners: list[Listener], phases: PhaseLog, stack: ExitStack
-) -> Guest:
+def _adopt(host: Host, order: Order, handle: Any, listeners: list[Listener], phases: PhaseLog) -> Guest:
+    """Take over what QEMU has connected to, and watch its process."""
     pid = host.connection.pid_of(order.domain.name)
     console, output, agent = (listener.accept(_CONNECT) for listener in listeners)
     watched = host.reaper.watch(pid)
