@@ -24,13 +24,11 @@ def shown(plan: Plan, scenario: Scenario) -> Iterator[Progress]:
 
 
 def _outcome(record: TrialRecord) -> str:
-    reached = f"{record.alive} of {record.asked} alive"
-    why = (
-        ""
-        if record.limiter == "count"
-        else f", limited by {record.limiter}: {record.evidence.splitlines()[0] if record.evidence else ''}"
-    )
-    return f"{record.outcome}, {reached}{why}"
+    reached = f"{record.outcome}, {record.alive} of {record.asked} alive"
+    if record.limiter in ("count", "interrupted"):
+        return reached
+    first = next(iter(record.evidence.splitlines()), "no evidence")
+    return f"{reached}, limited by {record.limiter}: {first}"
 
 
 class _Lines:
