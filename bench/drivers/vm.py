@@ -144,10 +144,7 @@ class VmDriver:
         return Support(True, f"guests run under {found.name}: {found.reason}")
 
     def describe(self) -> Mapping[str, str]:
-        known = {
-            "qemu": _or_why(accel.qemu_version),
-            "disk": "each guest's own, made within its launch, before `created`",
-        }
+        known = {"qemu": _or_why(accel.qemu_version), **_CHOICES}
         if self._host is not None:
             opened = self._host.connection
             known |= {"libvirt": opened.version(), "uri": opened.uri, "qemu user": opened.user}
@@ -184,7 +181,7 @@ class VmDriver:
         opened = self._host.connection
         opened.learn(machine, domain.domain_type(found.name))
         connection.keep_capabilities(opened, self._cache)
-        become_subreaper()  # not before: libvirt would wait for its own daemonized QEMUs, and nobody would reap those
+        become_subreaper()  # not before: libvirt waits for the QEMUs it asks to be reaped, see Reaper.sweep
 
     @contextmanager
     def launch(self, spec: InstanceSpec, phases: PhaseLog) -> Iterator[VmInstance]:

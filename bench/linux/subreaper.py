@@ -10,6 +10,7 @@ import contextlib
 import os
 import select
 import threading
+from collections.abc import Iterator
 
 from bench.linux.syscalls import prctl
 
@@ -59,6 +60,38 @@ class Reaper:
             self._epoll.register(fd, select.EPOLLIN)
         return watched
 
+    def sweep(self, prefix: str) -> int:
+        """Reap adopted corpses of programs whose name begins with `prefix`; returns how many.
+
+        Adopted is what has a session other than ours: a daemon. Whoever forked a child in our session waits for it.
+        """
+        corpses = [pid for pid in _corpses(prefix) if not self._is_watched(pid)]
+        for pid in corpses:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        return len(corpses)
+
+    def _is_watched(self, pid: int) -> bool:
+        with self._lock:
+            return any(one.pid == pid for one in self._watched.values())
+
+    @contextlib.contextmanager
+    def sweeping(self, prefix: str, every: float) -> Iterator[None]:
+        """Sweep every `every` seconds as long as the context lasts; costs nothing if it lasts less."""
+        over = threading.Event()
+
+        def loop() -> None:
+            while not over.wait(every):
+                self.sweep(prefix)
+
+        thread = threading.Thread(target=loop, name="sweeper", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def close(self) -> None:
         """End the thread; processes still watched are left alone. Idempotent."""
         self._closing = True
@@ -87,3 +120,14 @@ class Reaper:
         with contextlib.suppress(ChildProcessError):  # a daemon's child, not ours: its own parent reaps it
             os.waitpid(watched.pid, 0)
         watched.gone.set()
+
+
+def _corpses(prefix: str) -> Iterator[int]:
+    """Zombies whose parent we are and whose session is not ours."""
+    us, session = os.getpid(), os.getsid(0)
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
+            comm, _, rest = file.read().partition("(")[2].rpartition(")")
+            state, parent, _, its_session = rest.split()[:4]
+            if (state, int(parent)) == ("Z", us) and int(its_session) != session and comm.startswith(prefix):
+                yield int(name)

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 INSTALL = "pip install tenancy-bench[vm] (compiles it: needs libvirt-dev, pkg-config and gcc)"
 _USER = "libvirt-qemu"  # as Debian and Ubuntu build libvirt
+_LOG, _NOWHERE = "LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null"
 _KVM = "/dev/kvm"
 _CAPS = "cache/qemu/capabilities"
 _HINTS = (
@@ -101,7 +102,7 @@ def connect(state: Path, cache: Path, uri: str | None = None) -> Connection:
             )
         if "embed" in uri:
             return _open_embed(Path(uri.partition("root=")[2]), cache)
-        return Connection(_open(uri, None), uri, Path("/run/libvirt/qemu"), "as libvirtd's qemu.conf says")
+        return Connection(_open(uri), uri, Path("/run/libvirt/qemu"), "as libvirtd's qemu.conf says")
 
 
 def domain_gone(domain: Any) -> bool:
@@ -156,7 +157,7 @@ def _open_embed(root: Path, cache: Path) -> Connection:
     global _embed_root
     used = _embed_root or root
     user = _make_root(used, cache)
-    handle = _open(f"qemu:///embed?root={used}", used)
+    handle = _open(f"qemu:///embed?root={used}")
     _embed_root = used
     return Connection(handle, f"qemu:///embed?root={used}", used / "run/qemu", user)
 
@@ -229,9 +230,7 @@ def _copy_new(source: Path, target: Path) -> None:
             scratch.rename(copy)
 
 
-def _open(uri: str, root: Path | None) -> Any:
-    if root is not None:  # set before libvirt's first call, or it writes its log on our stderr
-        os.environ.setdefault("LIBVIRT_LOG_OUTPUTS", f"3:file:{root}/libvirt.log")
+def _open(uri: str) -> Any:
     libvirt = _libvirt()
     _run_events(libvirt)
     with errors(HostError, f"can't open {uri}"):
@@ -239,10 +238,15 @@ def _open(uri: str, root: Path | None) -> Any:
 
 
 def _libvirt() -> Any:
+    # Read once, by the import: without it libvirt writes what it logs on our stderr. Errors are raised besides.
+    ours = os.environ.setdefault(_LOG, _NOWHERE) is _NOWHERE
     try:
         import libvirt
     except ImportError as error:
         raise HostError("libvirt-python is not installed", hint=INSTALL) from error
+    finally:
+        if ours:
+            del os.environ[_LOG]
     return libvirt
 
 

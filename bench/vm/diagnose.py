@@ -18,6 +18,7 @@ _CAUSES = (
     ),
     (r"Kernel panic - not syncing: (.*)", r"its kernel panicked: \1"),
 )
+_FEW = 200  # characters; firmware and boot stub say less
 _LINES = 12
 
 
@@ -28,6 +29,8 @@ def likely_cause(console: str) -> str | None:
     for pattern, text in _CAUSES:
         if match := re.search(pattern, console):
             return match.expand(text).strip()
+    if len(console) < _FEW and "bench:" not in console and "Linux version" not in console:
+        return f"its kernel stopped before it gave its version: too little memory ({_MORE}) or the wrong CPU"
     return None
 
 

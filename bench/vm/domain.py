@@ -211,9 +211,7 @@ def stock_domain(
     spec: InstanceSpec, settings: VmSettings, accel: AccelName, kernel: GuestKernel, initrd: str, place: Place
 ) -> Domain:
     """`vm:stock`: declared memory and CPUs become RAM and vCPUs, all else is libvirt's default."""
-    boot = DirectBoot(
-        machine=settings.machine, kernel=kernel.vmlinuz, initrd=initrd, cmdline=cmdline(spec.id, place)
-    )
+    boot = DirectBoot(machine=settings.machine, kernel=kernel.vmlinuz, initrd=initrd, cmdline=cmdline(spec.id, place))
     return Domain(
         type=domain_type(accel),
         name=domain_name(spec.id),

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 INIT_MARK = "bench: init"
 _CONNECT = 10.0  # seconds for QEMU to open its sockets: it has by the time createXML returns
+_PATIENCE = 1.0  # seconds; creating takes longer if libvirt asks QEMU anew, and then it waits for those to be reaped
 _GRACE = 3.0  # seconds the payload gets to end by itself when the guest is stopped
 _FORGET = 5.0  # seconds libvirt gets to tidy up after QEMU has ended
 
@@ -158,7 +159,8 @@ def boot(host: Host, order: Order, phases: PhaseLog) -> Iterator[Guest]:
     with ExitStack() as stack:
         with ExitStack() as opening:
             listeners = [opening.enter_context(Listener(Path(path))) for path in _paths(order.domain)]
-            handle = host.connection.create(order.domain.text())
+            with host.reaper.sweeping("qemu", _PATIENCE):
+                handle = host.connection.create(order.domain.text())
             phases.stamp(Phase.CREATED)
             undo = stack.enter_context(ExitStack())
             undo.callback(destroy, handle)
