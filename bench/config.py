@@ -109,7 +109,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     settle: float = 1.0  # wait before a sample
     max_time: float | None = None  # of the whole run
     count: Count = Count()
-    limits: Limits = Limits(memory=256 * MIB, cpus=1.0, pids=64)
+    limits: Limits = Limits()
     reserve: Reserve = Reserve()
     payloads: dict[str, PayloadEntry] = {}
     process: dict[str, Any] = {}  # keys of SETTINGS, over those of the profile

@@ -107,9 +107,9 @@ Settings = ProcessSettings | ContainerSettings | VmSettings
 class Limits(Struct, frozen=True, forbid_unknown_fields=True):
     """Declared size of one instance, the same for every driver; a guest's RAM and vCPUs follow from it."""
 
-    memory: int  # bytes
-    cpus: float
-    pids: int
+    memory: int = 256 * MIB  # bytes
+    cpus: float = 1.0
+    pids: int = 64
 
 
 class HttpCheck(Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,7 +16,17 @@ from bench.drivers.process import _remove_if_empty, needs_root
 from bench.linux import syscalls
 from bench.linux.capabilities import CONTAINER_DEFAULT, last_capability
 from bench.linux.netlink import delete_link
-from bench.model import ContainerSettings, HostFacts, InstanceSpec, Leftover, PhaseLog, RunId, Support
+from bench.model import (
+    DRIVER_LETTERS,
+    ContainerSettings,
+    HostFacts,
+    InstanceSpec,
+    Leftover,
+    PhaseLog,
+    RunId,
+    Support,
+    token_of,
+)
 
 NAMESPACES = (
     syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNET
@@ -97,8 +107,9 @@ class ContainerDriver:
 
     def reap(self, run: RunId) -> Sequence[Leftover]:
         found = reap(run, self._context.state / "container")
+        mine = f"bn{token_of(run)}{DRIVER_LETTERS[self.name]}"
         for name in netdevs(run):
-            if delete_link(name):
+            if name.startswith(mine) and delete_link(name):
                 found.append(Leftover("netdev", name))
         return found
 

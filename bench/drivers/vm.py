@@ -119,6 +119,7 @@ class VmDriver:
         self._cache = cache_dir()
         self._host: Host | None = None
         self._prepared: dict[bytes, Prepared] = {}
+        self._found: Accel | None = None  # what a guest boots under when nothing is forced
 
     def support(self, host: HostFacts) -> Support:
         try:
@@ -141,10 +142,13 @@ class VmDriver:
         if self._context.connect is None:
             connection.check_embed()
         found = accel.accelerator(self._cache, kernel)
+        self._found = found
         return Support(True, f"guests run under {found.name}: {found.reason}")
 
     def describe(self) -> Mapping[str, str]:
         known = {"qemu": _or_why(accel.qemu_version), **_CHOICES}
+        if self._found is not None:
+            known |= {"accelerator": self._found.name, "accelerator reason": self._found.reason}
         if self._host is not None:
             opened = self._host.connection
             known |= {"libvirt": opened.version(), "uri": opened.uri, "qemu user": opened.user}

@@ -138,11 +138,16 @@ CUT = [
 ]
 
 
-@pytest.mark.parametrize(("drivers", "launches"), CUT)
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+STOPS = [
+    pytest.param("process,container", 20, signal.SIGINT, id="containers-INT"),
+    pytest.param("process,container", 20, signal.SIGTERM, id="containers-TERM"),
+    pytest.param("process,container", 20, signal.SIGHUP, id="containers-HUP"),
+    pytest.param("vm", 2, signal.SIGINT, id="guests-INT", marks=pytest.mark.libvirt),
+]
+
+
+@pytest.mark.parametrize(("drivers", "launches", "number"), STOPS)
 def test_a_signal_stops_in_good_order(drivers: str, launches: int, number: signal.Signals, results: Path) -> None:
-    if drivers == "vm" and number is signal.SIGTERM:
-        pytest.skip("the same path as SIGINT, and guests take their time")
     run = start(results, "--drivers", drivers, "--count", "200")
     name = await_launches(results, launches)
     assert traces(name)
