@@ -106,7 +106,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seed: int | None = None
     timeout: float = 60.0  # launch to ready
     stop_timeout: float = 10.0
-    settle: float = 1.0  # wait before a sample
+    settle: float = 0.5  # wait before a sample
     max_time: float | None = None  # of the whole run
     count: Count = Count()
     limits: Limits = Limits()

@@ -93,8 +93,8 @@ _ALL = (
         "memory.marginal",
         "bytes",
         "Memory of one more",
-        "Minus the slope of the host's MemAvailable over N, less the harness's own growth; interval by "
-        "resampling whole ramps; the median field holds the slope.",
+        "Minus the slope over N of the host's free memory (MemAvailable and what the kernel's per-CPU page lists "
+        "hold), less the harness's own growth; interval by resampling whole ramps; the median field holds the slope.",
     ),
     _summary(
         "memory.fixed",
@@ -202,7 +202,18 @@ _ALL = (
         "Disk as ls claims",
         "Apparent sizes with shared files counted for every instance.",
     ),
-    _raw("host.memory.available", "bytes", "MemAvailable", "From /proc/meminfo."),
+    _raw(
+        "host.memory.available",
+        "bytes",
+        "MemAvailable",
+        "From /proc/meminfo, at the moment whose free memory is the median of nine, 50 ms apart.",
+    ),
+    _raw(
+        "host.memory.pcp",
+        "bytes",
+        "Free in per-CPU lists",
+        "Free pages in the kernel's per-CPU lists, from /proc/zoneinfo; MemAvailable leaves them out.",
+    ),
     _raw("host.memory.slab", "bytes", "Slab", "From /proc/meminfo."),
     _raw("host.memory.pagetables", "bytes", "PageTables", "From /proc/meminfo."),
     _raw("host.memory.kernelstack", "bytes", "KernelStack", "From /proc/meminfo."),

@@ -103,12 +103,12 @@ class _Rule(Struct, frozen=True):
 _RULES = {
     "process": _Rule(launch=0.005, teardown=0.005, memory=MIB, disk=8 << 10),
     "container": _Rule(launch=0.010, teardown=0.020, memory=3 * MIB // 2, disk=32 << 10),
-    "vm": _Rule(launch=3.0, teardown=0.3, memory=200 * MIB, disk=16 * MIB),
+    "vm": _Rule(launch=3.5, teardown=0.5, memory=240 * MIB, disk=3 * MIB),
 }
 _KVM_LAUNCH = 1.0
 _BACKED_DISK = 1 * MIB  # a qcow2 file over a shared disk, after boot
 _SHARED_DISK = 32 * MIB  # unpacked layers, guest kernel and initramfs
-_SAMPLE = 0.2  # seconds to read all samplers once
+_SAMPLE = 0.6  # seconds to read all samplers once; most of it watches the host's free memory
 
 
 def estimate(plan: Plan, scenario: Scenario, *, accelerator: str | None = None) -> Estimate:

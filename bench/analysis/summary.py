@@ -17,13 +17,14 @@ from bench.store import RunData
 Samples = Mapping[tuple[Series, str], Sample]
 
 _SLOPES: dict[str, tuple[tuple[int, str], ...]] = {  # summary metric -> signed sum of step metrics
-    "memory.marginal": ((-1, "host.memory.available"), (-1, "harness.memory.pss")),
+    "memory.marginal": ((-1, "host.memory.available"), (-1, "host.memory.pcp"), (-1, "harness.memory.pss")),
     "memory.pss": ((1, "instances.memory.pss"),),
     "memory.uss": ((1, "instances.memory.uss"),),
     "memory.cgroup": ((1, "instances.memory.cgroup"),),
     "memory.kernel": ((1, "instances.memory.kernel"),),
     "memory.residual": (
         (-1, "host.memory.available"),
+        (-1, "host.memory.pcp"),
         (-1, "harness.memory.pss"),
         (-1, "instances.memory.pss"),
         (-1, "instances.memory.kernel"),
@@ -73,7 +74,7 @@ def sample_of(tables: Frames, series: Series, metric: str, seed: int) -> Sample 
 
 
 def used_memory(tables: Frames, series: Series) -> pd.Series[float]:
-    """Minus MemAvailable less the harness's own, by trial and n: what memory.marginal is the slope of."""
+    """Minus free memory, less the harness's own, by trial and n: what memory.marginal is the slope of."""
     return step_values(tables, series, _SLOPES["memory.marginal"])
 
 

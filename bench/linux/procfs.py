@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -36,6 +37,15 @@ def sizes(text: str) -> dict[str, int]:
 def meminfo(root: Path = Path("/")) -> dict[str, int]:
     """/proc/meminfo in bytes; empty if it can't be read."""
     return sizes(read(root / "proc/meminfo") or "")
+
+
+def percpu_lists(root: Path = Path("/")) -> int | None:
+    """Bytes free in the kernel's per-CPU page lists, over all zones; None without /proc/zoneinfo."""
+    text = read(root / "proc/zoneinfo")
+    if text is None:
+        return None
+    lines = (line.split() for line in text.splitlines())
+    return _PAGE * sum(int(words[1]) for words in lines if len(words) == 2 and words[0] == "count:")
 
 
 def keyed(text: str) -> dict[str, int]:

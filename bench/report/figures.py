@@ -67,7 +67,7 @@ def memory(scene: Scene) -> Drawing | None:
     slopes = [(scene.name(series), scene.metrics[series, "memory.marginal"]) for series in shown]
     return _panels(
         scene, shown, _memory_panel, "memory", "Memory over the number of instances",
-        "Memory taken from the host (MemAvailable, less the harness's own) since N = 0 of the same ramp. Points: every "
+        "Memory taken from the host (free memory, less the harness's own) since N = 0 of the same ramp. Points: every "
         f"step of every round. Line: least squares over N ≥ 1, each ramp with its own intercept; band: 95 % interval "
         f"of its slope by resampling whole ramps. {_ramps_said(slopes)} Each panel has its own scale.",
         _said("One more instance takes", slopes, "bytes"),

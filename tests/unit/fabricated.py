@@ -220,8 +220,10 @@ def _steps(truth: Truth, labels: dict, rng: np.random.Generator, noise: float) -
         harness = 40 * MIB + 30 * KIB * n
         used = (truth.fixed + slope * n) if n else 0.0
         stray = 0.02 * truth.marginal * truth.count * noise * rng.standard_normal() * 0.3
+        listed = 200 * MIB * rng.random()  # pages freed elsewhere rest in lists that MemAvailable leaves out
         values = {
-            "host.memory.available": base - used - stray - harness,
+            "host.memory.available": base - used - stray - harness - listed,
+            "host.memory.pcp": listed,
             "harness.memory.pss": harness,
             "instances.memory.pss": truth.pss * n,
             "instances.memory.uss": 0.9 * truth.pss * n,

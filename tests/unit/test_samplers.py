@@ -245,7 +245,7 @@ def test_disk_that_can_not_be_read_is_absent(tmp_path: Path, monkeypatch: pytest
 
 
 def test_host() -> None:
-    found = values(HostSampler(HYBRID).read([]))
+    found = values(HostSampler(HYBRID, sleep=lambda seconds: None).read([]))
     meminfo = procfs.meminfo(HYBRID)
     assert found == {
         "host.memory.available": meminfo["MemAvailable"],
@@ -259,7 +259,43 @@ def test_host() -> None:
 
 def test_host_without_pressure_or_percpu(tmp_path: Path) -> None:
     put(tmp_path / "proc/meminfo", "MemAvailable: 10 kB\nHugePages_Total: 0")
-    assert values(HostSampler(tmp_path).read([])) == {"host.memory.available": 10240}
+    assert values(HostSampler(tmp_path, reads=1).read([])) == {"host.memory.available": 10240}
+
+
+ZONES = """\
+Node 0, zone      DMA
+  pages free     3840
+    cpu: 0
+              count:    2
+              high:     5
+Node 0, zone   Normal
+    cpu: 0
+              count:    {count}
+              high:     1378
+  node_unreclaimable:  0
+"""
+
+
+def test_free_pages_in_percpu_lists_are_counted(tmp_path: Path) -> None:
+    put(tmp_path / "proc/meminfo", "MemAvailable: 10 kB")
+    put(tmp_path / "proc/zoneinfo", ZONES.format(count=40))
+    found = values(HostSampler(tmp_path, reads=1).read([]))
+    assert found["host.memory.pcp"] == 42 * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_dip_of_free_memory_is_passed_over(tmp_path: Path) -> None:
+    """What vanishes for less than half the moments is not the host's state; and a moment's figures stay together."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    moments = iter([(1000, 5), (990, 8), (100, 0), (100, 0), (1010, 1)])
+
+    def moment(seconds: float = 0) -> None:
+        available, count = next(moments)
+        put(tmp_path / "proc/meminfo", f"MemAvailable: {available} kB")
+        put(tmp_path / "proc/zoneinfo", ZONES.format(count=count))
+
+    moment()
+    found = values(HostSampler(tmp_path, reads=5, sleep=moment).read([]))
+    assert found == {"host.memory.available": 1010 * 1024, "host.memory.pcp": 3 * page}
 
 
 def stat_line(root: Path, pid: int, user: int, system: int) -> None:
