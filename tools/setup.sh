@@ -50,6 +50,14 @@ if ((${#missing[@]})); then
     apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
+# libvirt's QEMU driver does not open without the account it would give QEMU; Debian makes that with the daemon's
+# package, which bench does not need.
+if ! getent passwd libvirt-qemu >/dev/null; then
+    [[ "$(id -u)" == 0 ]] || die "run as root, or first: sudo useradd --system --user-group libvirt-qemu"
+    echo "setup: making the system account libvirt-qemu"
+    useradd --system --user-group --home-dir /var/lib/libvirt --no-create-home --shell /usr/sbin/nologin libvirt-qemu
+fi
+
 python=${BENCH_PYTHON:-/usr/bin/python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
     die "$python is not Python 3.11 or newer; name one with BENCH_PYTHON=/path/to/python3."
