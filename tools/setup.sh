@@ -46,8 +46,9 @@ if ((${#missing[@]})); then
         trap 'rm -f /usr/sbin/policy-rc.d' EXIT
     fi
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -q >/dev/null
-    apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
+    wait=(-o DPkg::Lock::Timeout=300) # a fresh machine may be busy with its own upgrades
+    apt-get "${wait[@]}" update -q >/dev/null
+    apt-get "${wait[@]}" install -y -q --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
 # libvirt's QEMU driver does not open without the account it would give QEMU; Debian makes that with the daemon's
