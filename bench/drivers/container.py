@@ -12,7 +12,7 @@ from bench.container.rootfs import default_steps
 from bench.drivers.context import RunContext
 from bench.drivers.launched import LaunchedInstance, drop_link, folder, launched, order, reap
 from bench.drivers.network import netdevs
-from bench.drivers.process import _remove_if_empty, needs_root
+from bench.drivers.process import needs_root, remove_if_empty
 from bench.linux import syscalls
 from bench.linux.capabilities import CONTAINER_DEFAULT, last_capability
 from bench.linux.netlink import delete_link
@@ -116,7 +116,7 @@ class ContainerDriver:
     def close(self) -> None:
         shutil.rmtree(self._context.state / "container", ignore_errors=True)
         for path in self._layout.parents(self._context.run):
-            _remove_if_empty(path)
+            remove_if_empty(path)
 
 
 def _written(own: Path) -> tuple[str, ...]:

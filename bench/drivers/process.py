@@ -67,10 +67,10 @@ class ProcessDriver:
 
     def close(self) -> None:
         for path in self._layout.parents(self._context.run):
-            _remove_if_empty(path)
+            remove_if_empty(path)
 
 
-def _remove_if_empty(path: str) -> None:
+def remove_if_empty(path: str) -> None:
     """The run's own groups are shared by the drivers: the last one to close removes them."""
     if os.path.isdir(path) and not any(entry.is_dir() for entry in os.scandir(path)):
         os.rmdir(path)

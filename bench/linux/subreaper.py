@@ -12,14 +12,12 @@ import select
 import threading
 from collections.abc import Iterator
 
-from bench.linux.syscalls import prctl
-
-_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+from bench.linux.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 
 
 def become_subreaper() -> None:
     """Make this process the parent of descendants whose own parent ends. Raises OSError."""
-    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 class Watched:

@@ -22,12 +22,8 @@ AS = ["setpriv", "--inh-caps", _READ, "--ambient-caps", _READ, "--bounding-set",
 pytestmark = pytest.mark.root
 
 
-def bench(
-    *words: str, user: int | None = None, path: str | None = None, **env: str
-) -> subprocess.CompletedProcess[str]:
+def bench(*words: str, user: int | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     full = {**os.environ, "BENCH_CACHE": str(cache_dir()), **env}
-    if path is not None:
-        full["PATH"] = path
     prefix = [] if user is None else [*AS, "--reuid", str(user), "--regid", str(user), "--clear-groups"]
     return subprocess.run([*prefix, *BENCH, *words], capture_output=True, text=True, timeout=240, env=full)
 
