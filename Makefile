@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv/bin
 REQUIRE ?= root,libvirt
 
-.PHONY: help setup density test test-full unit integration lint images lock clean
+.PHONY: help setup density test test-full unit integration lint images bench-cli lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -39,6 +39,9 @@ test: setup-test lint unit integration ## set-up, lint, types, import rules, uni
 test-full: setup-test lint unit ## `make test` and the slow ones
 	@$(VENV)/bench image build
 	$(VENV)/pytest tests/integration --require=$(REQUIRE)
+
+bench-cli: setup ## bound: `bench --help` costs at most 5 x an empty Python
+	@$(VENV)/python -m benchmarks.cli
 
 lock: ## write requirements.lock anew from pyproject.toml, without index addresses (needs pip-tools on PATH)
 	pip-compile -q --extra vm --group pyproject.toml:dev --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \

@@ -19,6 +19,7 @@ from tests.integration import packed
 from tests.integration.traces import traces
 
 BENCH = [sys.executable, "-m", "bench"]
+SUDO_USER = 1234
 QUICK = ["--count", "3", "--rounds", "1", "--set", "settle=0.1"]
 
 pytestmark = pytest.mark.root
@@ -105,6 +106,22 @@ def test_an_image_that_is_not_ours_runs_in_a_container_and_in_a_guest(results: P
     replied = {row["driver"] for row in rows if row["metric"] == "startup.reply"}
     assert replied == {"container", "vm"}
     assert not traces(RunId(run))
+
+
+def test_files_belong_to_the_user_behind_sudo(results: Path) -> None:
+    results.mkdir()
+    os.chown(results, SUDO_USER, SUDO_USER)
+    behind = {**os.environ, "BENCH_RESULTS": str(results), "SUDO_UID": str(SUDO_USER), "SUDO_GID": str(SUDO_USER)}
+    done = subprocess.run(
+        [*BENCH, "run", "density", "--drivers", "process,container", *QUICK], capture_output=True, text=True, env=behind
+    )
+    assert done.returncode == 0, done.stderr
+    found = [only_run(results), *only_run(results).rglob("*")]
+    assert len(found) > 5
+    assert not [path for path in found if (path.stat().st_uid, path.stat().st_gid) != (SUDO_USER, SUDO_USER)]
+    page = results / "page.html"
+    subprocess.run([*BENCH, "report", only_run(results).name, "-o", str(page)], check=True, env=behind)
+    assert page.stat().st_uid == SUDO_USER
 
 
 # --- cut short -----------------------------------------------------------------------------------------------------
