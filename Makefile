@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv/bin
 REQUIRE ?= root,libvirt
 
-.PHONY: help setup density test test-full unit integration lint images bench-cli lock clean
+.PHONY: help setup density test test-full unit integration lint images bench-cli bench-runtime lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -39,6 +39,10 @@ test: setup-test lint unit integration ## set-up, lint, types, import rules, uni
 test-full: setup-test lint unit ## `make test` and the slow ones
 	@$(VENV)/bench image build
 	$(VENV)/pytest tests/integration --require=$(REQUIRE)
+
+bench-runtime: ## bounds: a container launch beside its floor in C, bwrap, crun, runc, lxc and docker (as root)
+	@tools/setup.sh --benchmarks
+	@$(VENV)/python -m benchmarks.runtime
 
 bench-cli: setup ## bound: `bench --help` costs at most 5 x an empty Python
 	@$(VENV)/python -m benchmarks.cli

@@ -205,7 +205,8 @@ class Support(Struct, frozen=True):
 
 
 class Leftover(Struct, frozen=True):
-    """Something of a run that was found after it ended. `kind`: process, cgroup, mount, netdev, domain, file."""
+    """Something of a run that was found after it ended. `kind`: process, cgroup, mount, netdev, domain, file,
+    table (of nftables), sysctl (put back)."""
 
     kind: str
     name: str

@@ -10,14 +10,21 @@ cd "$(dirname "$0")/.."
 #   libvirt-daemon libvirt-daemon-driver-qemu                       the QEMU driver that qemu:///embed loads
 #   busybox-static e2fsprogs kmod                                   the default image, guest disks, guest modules
 #   skopeo ca-certificates                                          images by reference
+#   libseccomp2                                                     compiles the containers' filter
 packages=(
     python3 python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev
     qemu-system-x86 qemu-utils ipxe-qemu libvirt-daemon libvirt-daemon-driver-qemu
-    busybox-static e2fsprogs kmod skopeo ca-certificates
+    busybox-static e2fsprogs kmod skopeo ca-certificates libseccomp2
 )
-# What only the tests use: a server of Debian's that is not ours, packed into an image and run in every driver.
-test_packages=(nginx-light)
-if [[ "${1:-}" == --test ]]; then packages+=("${test_packages[@]}"); fi
+# What only the tests use: a server of Debian's that is not ours, packed into an image and run in every driver; engines
+# and a registry to compare with; what the optional storages (btrfs, reflink, fuse-overlayfs) and port publishing need.
+test_packages=(nginx-light docker.io runc docker-registry nftables btrfs-progs xfsprogs fuse-overlayfs iproute2)
+# What `make bench-runtime` races against.
+benchmark_packages=(bubblewrap crun runc lxc docker.io iproute2)
+case "${1:-}" in
+    --test) packages+=("${test_packages[@]}") ;;
+    --benchmarks) packages+=("${benchmark_packages[@]}") ;;
+esac
 
 die() { printf 'setup: %s\n' "$1" >&2; exit 3; }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import select
 import signal
@@ -12,17 +11,20 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 import bench
 from bench import process
+from bench.container.recipe import said
 from bench.errors import CommandError, LaunchError
+from bench.linux import messages
 from bench.model import Completed
 
 _HOME = Path(bench.__file__).resolve().parent.parent
-_MAX_MESSAGE = 1 << 17
 _MEANINGS = {
     ("EPERM", "mount"): "mounting needs CAP_SYS_ADMIN, and a file system this kernel allows here",
     ("ENODEV", "overlay"): "this kernel has no overlayfs: modprobe overlay",
@@ -32,7 +34,7 @@ _MEANINGS = {
     ): "the upper folder's file system can't be one (an overlay itself?): set BENCH_STATE to a folder on ext4 or xfs",
     ("ENOSPC", "clone3"): "a limit on namespaces is reached: see /proc/sys/user/max_*_namespaces",
     ("EAGAIN", "clone3"): "no more processes: see ulimit -u, /proc/sys/kernel/pid_max and the pids cgroup",
-    ("EXFULL", "veth"): "the bridge is full: a Linux bridge holds 1,024 ports",
+    ("EXFULL", "veth"): "the bridge is full: a Linux bridge holds 1,023 ports",
     ("ENOENT", "exec"): "the image has no such program, or not the interpreter it names",
     ("EACCES", "exec"): "the file is not executable",
     ("ENOEXEC", "exec"): "not a program of this architecture, or a script without #!",
@@ -41,22 +43,46 @@ _MEANINGS = {
 
 def explain(report: dict[str, Any]) -> str:
     """What failed, with what the errno means at that step where its name misleads."""
-    number, step = int(report["errno"]), str(report["step"])
+    number, step = int(report["errno"]), said(report["step"])
     name = os.strerror(number)
     symbol = errno.errorcode.get(number, "")
     meaning = next(
-        (text for (code, word), text in _MEANINGS.items() if code == symbol and word in step + str(report["error"])), ""
+        (says for (code, word), says in _MEANINGS.items() if code == symbol and word in step + str(report["error"])), ""
     )
-    said = str(report["error"]) if name in str(report["error"]) else f"{name}: {report['error']}"
-    return f"{step}: {said}" + (f" ({meaning})" if meaning else "")
+    text = str(report["error"]) if name in str(report["error"]) else f"{name}: {report['error']}"
+    return f"{step}: {text}" + (f" ({meaning})" if meaning else "")
+
+
+class Placed(Struct, frozen=True):
+    """Where one instance goes: what is its own of a recipe that others share. See `init.Place`."""
+
+    name: str
+    folder: str = ""
+    hostname: str = ""
+    device: str = ""
+    bridge: int = 0
+    address: str = ""
+    prefix: int = 0
+    gateway: str = ""
+    env: dict[str, str] = {}
+    argv: tuple[str, ...] = ()
+    bundle: str = ""
+    root: str = ""
 
 
 class LaunchedProcess:
-    """A process the launcher started: its pid, a pidfd, the read end of its output, and the launcher's stamps."""
+    """A process the launcher started: its pid, a pidfd, the read end of its output, and the launcher's stamps.
 
-    def __init__(self, pid: int, pidfd: int, output: int, created: int, started: int) -> None:
-        self.pid, self.pidfd, self.output = pid, pidfd, output
-        self.created, self.started = created, started
+    `output` is -1 if the client gave it descriptors of its own. `started` is None while the instance is held. `trace`:
+    (step, monotonic ns at its end), if asked for.
+    """
+
+    def __init__(self, answer: Mapping[str, Any], pidfd: int, output: int) -> None:
+        self.pid, self.pidfd, self.output = int(answer["pid"]), pidfd, output
+        self.created: int = answer["created"]
+        self.started: int | None = answer.get("started")
+        self.trace: list[tuple[str, int]] = answer.get("trace", [])
+        self.terminal: str | None = answer.get("terminal")
 
     def ended(self, timeout: float = 0) -> bool:
         """Whether it has exited, waiting up to `timeout` seconds for that."""
@@ -77,6 +103,7 @@ class Launcher:
         self._stack = contextlib.ExitStack()
         self._lock = threading.Lock()
         self._link: socket.socket | None = None
+        self._recipes = 0
         self.pid = 0
 
     def __enter__(self) -> Launcher:
@@ -109,38 +136,55 @@ class Launcher:
             self._stack.close()
             self._link = None
 
-    def _ask(self, request: dict[str, Any], fds: int = 0) -> tuple[dict[str, Any], list[int]]:
-        message = json.dumps(request).encode()
-        if len(message) > _MAX_MESSAGE:
+    def _ask(
+        self, request: dict[str, Any], fds: int = 0, streams: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], list[int]]:
+        message = messages.encode(request)
+        if len(message) > messages.MAX_MESSAGE:
             raise LaunchError(
-                f"the command and its environment take {len(message)} bytes; the launcher takes {_MAX_MESSAGE}",
+                f"the command and its environment take {len(message)} bytes; the launcher takes {messages.MAX_MESSAGE}",
                 hint="shorten payload.command or payload.env",
             )
         with self._lock:
             if self._link is None:
                 raise LaunchError("the launcher is not running", hint="this is a fault of bench; please report it")
-            self._link.send(message)
-            data, got, _, _ = socket.recv_fds(self._link, _MAX_MESSAGE, fds)
-        if not data:
+            messages.send(self._link, message, streams)
+            answer, got = messages.receive(self._link, fds)
+        if answer is None:
             raise LaunchError("the launcher died", hint="look for its traceback above, or for an OOM kill in dmesg")
-        for fd in got:
-            os.set_inheritable(fd, False)
-        answer: dict[str, Any] = json.loads(data)
         if "failed" in answer:
             raise LaunchError(explain(answer["failed"]))
         return answer, got
 
-    def launch(self, order: dict[str, Any]) -> LaunchedProcess:
-        """Start what `order` (the fields of init.Order) says. Raises LaunchError naming the step that failed."""
-        answer, (pidfd, output) = self._ask({"do": "launch", **order}, 2)
-        return LaunchedProcess(answer["pid"], pidfd, output, answer["created"], answer["started"])
+    def learn(self, fields: Mapping[str, Any]) -> int:
+        """Make a recipe (the fields of `init.Recipe`) known. Returns its number, for launches."""
+        self._recipes += 1
+        number = self._recipes
+        self._ask({"do": "learn", "recipe": number, "fields": fields})
+        return number
 
-    def exec(self, order: dict[str, Any], target: int, timeout: float) -> Completed:
-        """Run one more process in the instance whose first process is `target`, to its end."""
-        answer, fds = self._ask({"do": "exec", "target": target, **order}, 3)
+    def launch(
+        self, recipe: int, place: Placed, *, streams: Sequence[int] = (), pidfd: bool = True, trace: bool = False
+    ) -> LaunchedProcess:
+        """Start an instance of a recipe. Raises LaunchError naming the step that failed.
+
+        `streams`: three descriptors for its standard streams, instead of an output to read. Without `pidfd` nothing but
+        that output is held open for it: 10,000 instances take 10,000 descriptors.
+        """
+        request = {"do": "launch", "recipe": recipe, "pidfd": pidfd, "trace": trace, **_fields(place)}
+        answer, got = self._ask(request, 2, streams)
+        return LaunchedProcess(answer, got.pop(0) if pidfd else -1, got.pop() if got else -1)
+
+    def release(self, held: LaunchedProcess) -> None:
+        """Let an instance of a recipe that holds go on to its payload. Raises LaunchError."""
+        held.started = self._ask({"do": "start", "pid": held.pid})[0]["started"]
+
+    def exec(self, recipe: int, place: Placed, target: int, timeout: float) -> Completed:
+        """Run one more process (`place.argv`) in the instance whose first process is `target`, to its end."""
+        answer, fds = self._ask({"do": "exec", "recipe": recipe, "target": target, **_fields(place)}, 3)
         pidfd, *streams = fds
         try:
-            output = _drain(streams, timeout, order["argv"])
+            output = _drain(streams, timeout, place.argv)
             status = self._ask({"do": "wait", "pid": answer["pid"]})[0]["status"]
         except CommandError:
             with contextlib.suppress(ProcessLookupError):
@@ -151,14 +195,26 @@ class Launcher:
                 os.close(fd)
         return Completed(int(status), *(text.decode(errors="replace") for text in output))
 
+    def attach(self, recipe: int, place: Placed, target: int, streams: Sequence[int]) -> tuple[int, int]:
+        """Like `exec`, with the caller's own standard streams, and without waiting. Returns pid and pidfd."""
+        answer, (pidfd,) = self._ask({"do": "exec", "recipe": recipe, "target": target, **_fields(place)}, 1, streams)
+        return int(answer["pid"]), pidfd
+
     def wait(self, pid: int) -> int | None:
         """Exit status of a process that has ended; None if it was collected before."""
         status = self._ask({"do": "wait", "pid": pid})[0]["status"]
         return None if status is None else int(status)
 
-    def destroy(self, pid: int, groups: Sequence[str]) -> None:
-        """Kill and reap all in `groups`, then remove them. Raises LaunchError naming a group that stays busy."""
-        self._ask({"do": "destroy", "pid": pid, "cgroups": list(groups)})
+    def destroy(self, recipe: int, name: str, pid: int = 0) -> None:
+        """Kill and reap the instance and all in its groups, then remove them. Idempotent.
+
+        Raises LaunchError naming a group that stays busy.
+        """
+        self._ask({"do": "destroy", "recipe": recipe, "name": name, "pid": pid})
+
+
+def _fields(place: Placed) -> dict[str, Any]:
+    return {name: getattr(place, name) for name in place.__struct_fields__}
 
 
 def _gone(pid: int, timeout: float) -> None:

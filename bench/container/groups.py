@@ -1,32 +1,53 @@
-"""Where an instance's cgroups are and what its declared limits are called there: v1, hybrid and v2."""
+"""Where an instance's cgroups are and what its resources are called there: v1, hybrid and v2.
+
+A limit that this host can't enforce is refused: half of it, unnoticed, would be worse than none.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+import signal
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from msgspec import Struct
 
-from bench.errors import HostError
+from bench.container.spec_records import Cpu, Memory, Resources
+from bench.errors import ConfigError, HostError
 from bench.linux import cgroups
-from bench.model import Limits, RunId, token_of
+from bench.model import RunId, token_of
 
-_PERIOD = 100_000  # µs, the kernel's default
+Settings = list[tuple[str, str]]
+"""Files of a group and what to write there, in order."""
+
+_ALWAYS = ("memory", "cpu", "cpuacct", "pids")
+_REMOVE_TIMEOUT = 5.0  # seconds until killed processes have left their groups
+_DELEGATED = ("memory", "cpu", "pids", "cpuset", "io")
 
 
 class Groups(Struct, frozen=True):
-    """The cgroups of one instance: controller -> folder ("unified" alone on a pure v2 host), and files to write."""
+    """One kind of instances' groups: controller -> parent folder ("unified" alone on a pure v2 host), and settings.
 
-    paths: dict[str, str]
-    settings: dict[str, list[tuple[str, str]]]
+    Each instance has a folder of its own name in each parent.
+    """
 
-    def order(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        return [(path, self.settings[name]) for name, path in self.paths.items()]
+    parents: dict[str, str]
+    settings: dict[str, Settings]
+    unified: bool
 
-    @property
-    def unified(self) -> str | None:
-        return self.paths.get("unified")
+    def of(self, name: str) -> dict[str, str]:
+        """Controller -> the folder of the instance `name`."""
+        return {controller: f"{parent}/{name}" for controller, parent in self.parents.items()}
+
+    def recipe(self) -> list[tuple[str, Settings]]:
+        """As a recipe has them; a hierarchy that several controllers share is there once."""
+        merged: dict[str, Settings] = {}
+        for controller, parent in self.parents.items():
+            merged.setdefault(parent, []).extend(self.settings[controller])
+        return list(merged.items())
 
 
 class CgroupLayout(Struct, frozen=True):
@@ -39,38 +60,66 @@ class CgroupLayout(Struct, frozen=True):
     def kind(self) -> str:
         return ("hybrid" if self.v2 else "v1") if self.v1 else ("v2" if self.v2 else "none")
 
+    def tops(self) -> list[str]:
+        """Mount points of the hierarchies in use, each once."""
+        tops = list(self.v1.values()) if self.v1 else [self.v2] if self.v2 else []
+        return list(dict.fromkeys(tops))
+
     def parents(self, run: RunId) -> list[str]:
         """The run's own group in each hierarchy."""
-        tops = list(self.v1.values()) if self.v1 else [self.v2] if self.v2 else []
-        return [f"{top}/bench-{token_of(run)}" for top in dict.fromkeys(tops)]
+        return [f"{top}/{run_group(run)}" for top in self.tops()]
 
-    def groups(self, run: RunId, instance: str, limits: Limits) -> Groups:
-        """Folders and limits of `instance`."""
-        below = f"bench-{token_of(run)}/{instance}"
+    def groups(self, parent: str, resources: Resources, *, pausable: bool = False) -> Groups:
+        """Groups below `parent` (a relative path) with these limits. Raises HostError for what can't be enforced."""
         if self.v1:
-            paths = {name: f"{self.v1[name]}/{below}" for name in cgroups.V1_CONTROLLERS if name in self.v1}
-            return Groups(paths, {name: _v1_settings(name, limits) for name in paths})
+            return self._v1(parent, resources, pausable)
         if self.v2:
-            return Groups({"unified": f"{self.v2}/{below}"}, {"unified": _v2_settings(limits)})
+            settings = _v2_settings(resources, Path(self.v2))
+            return Groups({"unified": f"{self.v2}/{parent}"}, {"unified": settings}, True)
         raise HostError("no cgroup hierarchy is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
 
-    def prepare(self, run: RunId) -> None:
-        """Make the run's own groups; on v2 hand the controllers down, which only then reach the instances."""
-        for path in self.parents(run):
-            os.makedirs(path, exist_ok=True)
-        if not self.v1 and self.v2:
-            for folder in (self.v2, *self.parents(run)):
-                self._delegate(folder)
+    def _v1(self, parent: str, resources: Resources, pausable: bool) -> Groups:
+        wanted = {name: Settings() for name in _ALWAYS if name in self.v1}
+        for controller, file, value in _v1_settings(resources):
+            if controller not in self.v1:
+                raise HostError(f"no {controller} cgroups on this host, so {file} can't be set", hint="leave it out")
+            wanted.setdefault(controller, []).append((file, value))
+        if pausable and "freezer" in self.v1:
+            wanted.setdefault("freezer", [])
+        self._refuse_missing(wanted)
+        if "cpuset" in wanted:
+            wanted["cpuset"] = _whole_cpuset(wanted["cpuset"], self.v1["cpuset"])
+        return Groups({name: f"{self.v1[name]}/{parent}" for name in wanted}, wanted, False)
 
-    def _delegate(self, folder: str) -> None:
-        for name in ("memory", "cpu", "pids"):
-            with open(f"{folder}/cgroup.controllers") as file:
-                if name not in file.read().split():
-                    raise HostError(
-                        f"the {name} controller is not available in {folder}",
-                        hint="cgroup_enable, or systemd's Delegate=",
-                    )
-            cgroups.write(f"{folder}/cgroup.subtree_control", f"+{name}")
+    def _refuse_missing(self, wanted: dict[str, Settings]) -> None:
+        """Files of every group are there in the ones the host has already, save for a hierarchy's root."""
+        for controller, settings in wanted.items():
+            below = next((one for one in Path(self.v1[controller]).glob("*/")), None)
+            for file, _ in settings:
+                if below is not None and not (below / file).exists():
+                    raise HostError(f"this kernel can't enforce {file}", hint=_WITHOUT.get(file, "leave it out"))
+
+    def prepare(self, parent: str) -> None:
+        """Make the groups that instances' groups are below; on v2 hand the controllers down, which only then arrive."""
+        for top in self.tops():
+            os.makedirs(f"{top}/{parent}", exist_ok=True)
+        if "cpuset" in self.v1:
+            _open_cpusets(Path(self.v1["cpuset"]), parent)
+        if not self.v1 and self.v2:
+            for folder in (self.v2, *(f"{self.v2}/{one}" for one in _and_above(parent))):
+                _delegate(folder)
+
+
+_WITHOUT = {
+    "memory.memsw.limit_in_bytes": "boot with swapaccount=1, or leave swap out",
+    "blkio.weight": "weights need the bfq scheduler on the disk: leave the weight out",
+    "blkio.bfq.weight": "weights need the bfq scheduler on the disk: leave the weight out",
+}
+
+
+def run_group(run: RunId) -> str:
+    """The folder of a run's groups, in each hierarchy."""
+    return f"bench-{token_of(run)}"
 
 
 def layout() -> CgroupLayout:
@@ -78,20 +127,157 @@ def layout() -> CgroupLayout:
     return CgroupLayout(*cgroups.current_mounts())
 
 
-def _v1_settings(controller: str, limits: Limits) -> list[tuple[str, str]]:
-    return {
-        "memory": [("memory.limit_in_bytes", str(limits.memory))],
-        "cpu": [("cpu.cfs_period_us", str(_PERIOD)), ("cpu.cfs_quota_us", str(int(limits.cpus * _PERIOD)))],
-        "pids": [("pids.max", str(limits.pids))],
-    }.get(controller, [])
+def _and_above(parent: str) -> list[str]:
+    """`a`, `a/b` of `a/b`."""
+    parts = parent.split("/")
+    return ["/".join(parts[: end + 1]) for end in range(len(parts))]
 
 
-def _v2_settings(limits: Limits) -> list[tuple[str, str]]:
-    return [
-        ("memory.max", str(limits.memory)),
-        ("cpu.max", f"{int(limits.cpus * _PERIOD)} {_PERIOD}"),
-        ("pids.max", str(limits.pids)),
-    ]
+def _delegate(folder: str) -> None:
+    with open(f"{folder}/cgroup.controllers") as file:
+        there = file.read().split()
+    for name in _DELEGATED[:3]:
+        if name not in there:
+            raise HostError(
+                f"the {name} controller is not available in {folder}", hint="cgroup_enable, or systemd's Delegate="
+            )
+    for name in _DELEGATED:
+        if name in there:
+            cgroups.write(f"{folder}/cgroup.subtree_control", f"+{name}")
+
+
+def _open_cpusets(top: Path, parent: str) -> None:
+    """A new v1 cpuset has no CPU and takes in nobody: give each on the way what the one above has."""
+    above = top
+    for folder in _and_above(parent):
+        for file in ("cpuset.cpus", "cpuset.mems"):
+            if not (top / folder / file).read_text().strip():
+                cgroups.write(str(top / folder / file), (above / file).read_text().strip())
+        above = top / folder
+
+
+def _whole_cpuset(settings: Settings, top: str) -> Settings:
+    given = dict(settings)
+    return [(file, given.get(file) or Path(top, file).read_text().strip()) for file in ("cpuset.cpus", "cpuset.mems")]
+
+
+# --- what resources are called ---
+
+
+def _v1_settings(resources: Resources) -> Iterator[tuple[str, str, str]]:
+    """Controller, file, value."""
+    yield from _v1_memory(resources.memory or Memory())
+    yield from _v1_cpu(resources.cpu or Cpu())
+    if resources.pids is not None and resources.pids.limit:
+        yield "pids", "pids.max", _or_max(resources.pids.limit)
+    if resources.block_io is not None and resources.block_io.weight:
+        yield "blkio", _weight_file(), str(resources.block_io.weight)
+
+
+def _v1_memory(memory: Memory) -> Iterator[tuple[str, str, str]]:
+    if memory.limit:
+        yield "memory", "memory.limit_in_bytes", str(memory.limit)
+    if memory.reservation:
+        yield "memory", "memory.soft_limit_in_bytes", str(memory.reservation)
+    if memory.swap:
+        yield "memory", "memory.memsw.limit_in_bytes", str(memory.swap)
+    if memory.swappiness is not None:
+        yield "memory", "memory.swappiness", str(memory.swappiness)
+
+
+def _v1_cpu(cpu: Cpu) -> Iterator[tuple[str, str, str]]:
+    if cpu.shares:
+        yield "cpu", "cpu.shares", str(cpu.shares)
+    if cpu.period:
+        yield "cpu", "cpu.cfs_period_us", str(cpu.period)
+    if cpu.quota:
+        yield "cpu", "cpu.cfs_quota_us", str(cpu.quota)
+    if cpu.cpus:
+        yield "cpuset", "cpuset.cpus", cpu.cpus
+    if cpu.mems:
+        yield "cpuset", "cpuset.mems", cpu.mems
+
+
+def _weight_file() -> str:
+    """bfq's own file where there is one."""
+    below = Path("/sys/fs/cgroup/blkio")
+    return "blkio.bfq.weight" if any(below.glob("*/blkio.bfq.weight")) else "blkio.weight"
+
+
+def _v2_settings(resources: Resources, top: Path) -> Settings:
+    settings = [*_v2_memory(resources.memory or Memory()), *_v2_cpu(resources.cpu or Cpu())]
+    if resources.pids is not None and resources.pids.limit:
+        settings.append(("pids.max", _or_max(resources.pids.limit)))
+    if resources.block_io is not None and resources.block_io.weight:
+        if not any(top.glob("*/io.bfq.weight")):
+            raise HostError("this kernel can't enforce io.bfq.weight", hint=_WITHOUT["blkio.weight"])
+        settings.append(("io.bfq.weight", str(resources.block_io.weight)))
+    return settings
+
+
+def _v2_memory(memory: Memory) -> Iterator[tuple[str, str]]:
+    if memory.limit:
+        yield "memory.max", _or_max(memory.limit)
+    if memory.reservation:
+        yield "memory.low", _or_max(memory.reservation)
+    if memory.swap:
+        yield "memory.swap.max", _or_max(memory.swap - max(memory.limit or 0, 0))
+    if memory.swappiness is not None:
+        raise HostError("cgroup v2 has no swappiness of a group", hint="leave linux.resources.memory.swappiness out")
+
+
+def _v2_cpu(cpu: Cpu) -> Iterator[tuple[str, str]]:
+    if cpu.shares:
+        yield "cpu.weight", str(cpu_weight(cpu.shares))
+    if cpu.quota or cpu.period:
+        yield "cpu.max", f"{_or_max(cpu.quota or -1)} {cpu.period or 100_000}"
+    if cpu.cpus:
+        yield "cpuset.cpus", cpu.cpus
+    if cpu.mems:
+        yield "cpuset.mems", cpu.mems
+
+
+def _or_max(value: int | None) -> str:
+    return "max" if value is None or value < 0 else str(value)
+
+
+def cpu_weight(shares: int) -> int:
+    """v1's 2..262144 (default 1024) on v2's scale of 1..10000 (default 100), the way engines convert it."""
+    return 1 + (min(max(shares, 2), 262_144) - 2) * 9999 // 262_142
+
+
+# --- device rules ---
+
+
+def device_group(layout: CgroupLayout, parent: str, resources: Resources) -> str | None:
+    """The v1 group of these device rules, made and filled: one for all instances that have the same rules.
+
+    A group for each would cost every launch a dozen writes. None on a pure v2 host: see `bench.linux.devices`.
+    Raises HostError if rules are asked for and v1's controller is not mounted.
+    """
+    if not resources.devices or not layout.v1:
+        return None
+    if "devices" not in layout.v1:
+        raise HostError("no devices cgroups here: mknod could open any disk", hint="mount the devices hierarchy")
+    lines = [(rule.allow, _rule(rule.type, rule.major, rule.minor, rule.access)) for rule in resources.devices]
+    folder = f"{layout.v1['devices']}/{parent}/rules-{zlib.crc32(repr(lines).encode()):08x}"
+    if not os.path.isdir(folder):
+        os.makedirs(folder)
+        for allow, line in lines:
+            cgroups.write(f"{folder}/devices.{'allow' if allow else 'deny'}", line)
+    return folder
+
+
+def _rule(kind: str | None, major: int | None, minor: int | None, access: str) -> str:
+    if kind in (None, "a"):
+        if (major, minor) not in ((None, None), (-1, -1)):
+            raise ConfigError("a device rule for all types can't name a device")
+        return "a"
+    numbers = ["*" if number is None or number < 0 else str(number) for number in (major, minor)]
+    return f"{kind} {':'.join(numbers)} {access}"
+
+
+# --- what is in them ---
 
 
 def members(paths: Sequence[str]) -> tuple[int, ...]:
@@ -106,13 +292,9 @@ def leftovers(run: RunId) -> list[str]:
 
 def remove_all(run: RunId) -> None:
     """Kill what is left in the run's groups and remove them. For a run whose launcher is gone."""
-    import signal
-    import time
-
     for path in leftovers(run):
-        for _ in range(1000):
-            if not (left := cgroups.pids(path)):
-                break
+        deadline = time.monotonic() + _REMOVE_TIMEOUT
+        while (left := cgroups.pids(path)) and time.monotonic() < deadline:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

@@ -1,47 +1,73 @@
 """What a child of the launcher does between clone and exec. It imports nothing of its own: imports are measured time.
 
-Order: wait until the parent has put us into cgroups and given us a network device; cgroup namespace; mounts;
-pivot_root; network; host name; chroot; capabilities; exec. A failing step is reported by name on the status pipe,
-which exec closes: its end without a word is the proof that the payload runs.
+It runs its recipe's steps in order; docs/runtime.md lists those of a default container. A failing step is reported by
+name on the status socket, which exec closes: its end without a word is the proof that the payload runs.
 """
 
 from __future__ import annotations
 
-import json
+import _socket
 import os
-import signal
-import socket
+import time
 
-from bench.linux import cgroups, mounts, netlink, syscalls
+from bench.linux import cgroups, identity, messages, mounts, netlink, seccomp, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself is not imported: see above
-    from collections.abc import Callable, Iterator
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
-OOM_SCORE = "500"
-"""If the host runs out of memory the kernel shall take an instance, never the harness."""
+    Step = list[Any]
+
+PLAIN = {**mounts.ACTIONS, **identity.ACTIONS}
 
 
-class Order:
-    """What to launch, as it comes from the client: plain JSON values, checked where they were made."""
+class Recipe:
+    """What all instances of one kind have in common. Plain JSON values, checked where they were made."""
 
     __slots__ = (
-        "argv", "capabilities", "cgroups", "chroot", "cwd", "env", "hostname", "last_capability", "namespaces",
-        "network", "steps", "unified",
+        "argv", "awaits", "env", "exec_steps", "gid_map", "groups", "hooks", "joins", "namespaces", "shared", "steps",
+        "terminal", "uid_map", "umask", "unified",
     )  # fmt: skip
-    namespaces: int  # CLONE_NEW*
-    cgroups: list[tuple[str, list[tuple[str, str]]]]  # folder, files to write
-    unified: str | None  # the cgroup2 folder to be cloned into, on a pure v2 host
-    steps: list[mounts.Json]
-    network: dict[str, str] | None  # device, bridge, address, prefix, gateway
-    hostname: str | None
-    chroot: str | None
-    cwd: str
+    namespaces: int  # CLONE_NEW*, made anew
+    joins: list[tuple[str, int]]  # namespace file, CLONE_NEW*
+    uid_map: str  # lines for /proc/PID/uid_map; empty: no user namespace
+    gid_map: str
+    unified: str  # on a pure v2 host the folder below which an instance's group is made; else empty
+    groups: list[tuple[str, list[tuple[str, str]]]]  # the same for each hierarchy, with files to write
+    shared: list[str]  # v1 groups that all instances share
+    steps: list[Step]
+    exec_steps: list[Step]  # for one more process in a running instance
+    hooks: list[dict[str, Any]]  # the OCI runtime spec's createRuntime: the launcher runs them
     argv: list[str]
     env: dict[str, str]
-    capabilities: list[int] | None  # kept; None: all
-    last_capability: int
+    umask: int
+    terminal: bool
+
+    def __init__(self, fields: dict[str, object]) -> None:
+        for name, value in fields.items():
+            setattr(self, name, value)
+        self.awaits = ["await_parent"] in self.steps
+
+
+class Place:
+    """What is one instance's own."""
+
+    __slots__ = (
+        "address", "argv", "bridge", "bundle", "device", "env", "folder", "gateway", "hostname", "name", "prefix",
+        "root",
+    )  # fmt: skip
+    name: str  # of its cgroups
+    folder: str  # its own; the working folder of the set-up
+    hostname: str
+    device: str  # host's end of its veth pair; empty: none
+    bridge: int  # interface index
+    address: str
+    prefix: int
+    gateway: str
+    env: dict[str, str]  # beside the recipe's
+    argv: list[str]  # instead of the recipe's, unless empty
+    bundle: str  # for hooks
+    root: str  # a folder of its own that is to be its root, where no union is mounted
 
     def __init__(self, fields: dict[str, object]) -> None:
         for name in self.__slots__:
@@ -49,7 +75,7 @@ class Order:
 
 
 class Streams:
-    """Descriptors of one child: the status pipe and the three standard streams."""
+    """Descriptors of one child: its end of the status socket and the three standard streams."""
 
     __slots__ = ("errors", "output", "status", "stdin")
 
@@ -57,88 +83,156 @@ class Streams:
         self.status, self.stdin, self.output, self.errors = status, stdin, output, errors
 
 
-def child(order: Order, release: int, streams: Streams) -> NoReturn:
-    """Become the payload, or report why not and exit with 127."""
-    if not os.read(release, 1):
-        os._exit(126)  # the launcher died, or gave up on us
-    _become(order, _set_up(order), streams)
+def group_paths(recipe: Recipe, name: str) -> list[str]:
+    """The instance's own cgroups."""
+    return [f"{parent}/{name}" for parent, _ in recipe.groups]
 
 
-def joined(order: Order, pidfd: int, streams: Streams) -> NoReturn:
-    """Like `child`, for one more process in a running instance: join its namespaces, then become the command.
-
-    A pid namespace takes in only children of the one who joins it: hence one process more, which hands on the status.
-    """
-    _become(order, _join(order, pidfd, streams.status), streams)
+def make_groups(recipe: Recipe, name: str) -> None:
+    for parent, settings in recipe.groups:
+        cgroups.make(f"{parent}/{name}", settings)
 
 
-def _become(order: Order, steps: Iterator[tuple[str, Callable[[], object]]], streams: Streams) -> NoReturn:
-    doing = "start"
-    try:
-        for doing, action in steps:  # noqa: B007 - what failed is read in the handler below
-            action()
-        doing = f"exec {order.argv[0]}"
-        for target, fd in enumerate((streams.stdin, streams.output, streams.errors)):
-            os.dup2(fd, target)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # the interpreter ignores it, and exec would hand that on
-        os.umask(0o022)
-        os.execvpe(order.argv[0], order.argv, order.env)
-    except OSError as error:
-        report = {"step": doing, "errno": error.errno or 0, "error": str(error)}
-        os.write(streams.status, json.dumps(report).encode())
-    finally:
-        os._exit(127)
+class Child:
+    """A process on its way to become an instance's payload: the steps that need to know where it is."""
 
+    def __init__(self, recipe: Recipe, place: Place, streams: Streams, filters: dict[str, bytes]) -> None:
+        self.recipe, self.place, self.streams, self.filters = recipe, place, streams, filters
+        self.trees: list[int] = []
+        self.target = -1  # pidfd of the instance that an exec joins
 
-def _set_up(order: Order) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What to do, step by step, each with the words that name it when it fails."""
-    yield "session", os.setsid
-    yield "oom_score_adj", lambda: cgroups.write("/proc/self/oom_score_adj", OOM_SCORE)
-    if order.namespaces & syscalls.CLONE_NEWNS:
-        # After the parent moved us: the root of a cgroup namespace is the cgroup one is in at this moment.
-        yield "unshare the cgroup namespace", lambda: syscalls.unshare(syscalls.CLONE_NEWCGROUP)
-    for packed in order.steps:
-        step = mounts.unpack(packed)
-        yield step.describe(), step.execute
-    if order.namespaces & syscalls.CLONE_NEWNET:
-        yield "network", lambda: _network(order.network)
-    if (hostname := order.hostname) is not None:
-        yield "host name", lambda: syscalls.sethostname(hostname)
-    yield from _identity(order)
+    def become(self, steps: list[Step], traced: bool = False) -> NoReturn:
+        """Run the steps, then the payload; or report why not and exit with 127."""
+        step: Step = ["start"]
+        trace = []
+        try:
+            for step in steps:  # what failed is read in the handler below
+                name, *values = step
+                action = PLAIN.get(name)
+                if action is not None:
+                    action(*values)
+                else:
+                    getattr(self, name)(*values)
+                if traced:
+                    trace.append((name, time.monotonic_ns()))
+            if traced:
+                self.tell({"trace": trace})
+            argv = self.place.argv or self.recipe.argv
+            step = ["exec", argv[0]]
+            self._exec(argv)
+        except OSError as error:
+            self.tell({"step": step, "errno": error.errno or 0, "error": str(error)})
+        finally:
+            os._exit(127)
 
+    def _exec(self, argv: list[str]) -> None:
+        streams = self.streams
+        if not self.recipe.terminal:
+            for target, fd in enumerate((streams.stdin, streams.output, streams.errors)):
+                os.dup2(fd, target)
+        syscalls.restore_signals()
+        os.umask(self.recipe.umask)
+        os.execvpe(argv[0], argv, {**self.recipe.env, **self.place.env})
 
-def _join(order: Order, pidfd: int, status: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    yield "session", os.setsid
-    if order.namespaces:
-        yield "join namespaces", lambda: syscalls.setns(pidfd, order.namespaces | syscalls.CLONE_NEWCGROUP)
-    if order.namespaces & syscalls.CLONE_NEWPID:
-        yield "fork", lambda: _hand_on(status)
-    yield from _identity(order)
+    def tell(self, report: dict[str, object]) -> None:
+        os.write(self.streams.status, messages.encode(report))
 
+    # --- steps ------------------------------------------------------------------------------------------------------
 
-def _hand_on(status: int) -> None:
-    """Returns in a new child only; its parent waits and exits with its status."""
-    if pid := os.fork():
-        os.close(status)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os._exit(code if code >= 0 else 128 - code)
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever ends the one that waits means the command
+    def await_parent(self) -> None:
+        """Until the launcher has done its part; if it died or gave up, there is nobody to report to."""
+        if not os.read(self.streams.status, 1):
+            os._exit(126)
 
+    def hold(self) -> None:
+        """All is set up; the payload waits for its start."""
+        self.tell({"held": True})
+        self.await_parent()
 
-def _identity(order: Order) -> Iterator[tuple[str, Callable[[], object]]]:
-    if (root := order.chroot) is not None:
-        yield f"chroot {root}", lambda: os.chroot(root)
-    yield f"working directory {order.cwd}", lambda: os.chdir(order.cwd)
-    if (kept := order.capabilities) is not None:
-        yield "capabilities", lambda: syscalls.keep_capabilities(frozenset(kept), order.last_capability)
+    def own_groups(self) -> None:
+        """Make this instance's v1 groups and join them: a thread that moves itself needs no grace period."""
+        name = self.place.name
+        for parent, settings in self.recipe.groups:
+            group = f"{parent}/{name}"
+            cgroups.make(group, settings)
+            cgroups.write(f"{group}/tasks", "0")
+        self.shared_groups()
 
+    def join_groups(self) -> None:
+        """Groups that exist: of a running instance, or made by the launcher."""
+        for group in group_paths(self.recipe, self.place.name):
+            cgroups.write(f"{group}/tasks", "0")
+        self.shared_groups()
 
-def _network(wanted: dict[str, str] | None) -> None:
-    with netlink.Netlink() as link:
-        link.request(netlink.RTM_NEWLINK, netlink.link_up(socket.if_nametoindex("lo")), what="lo up")
-        if wanted is not None:
-            index = socket.if_nametoindex("eth0")
-            link.request(netlink.RTM_NEWLINK, netlink.link_up(index), what="eth0 up")
-            ip = netlink.address(index, wanted["address"], int(wanted["prefix"]))
-            link.create(netlink.RTM_NEWADDR, ip, f"address {wanted['address']}")
-            link.create(netlink.RTM_NEWROUTE, netlink.default_route(wanted["gateway"]), f"route {wanted['gateway']}")
+    def shared_groups(self) -> None:
+        for group in self.recipe.shared:
+            cgroups.write(f"{group}/tasks", "0")
+
+    def own_folder(self) -> None:
+        os.chdir(self.place.folder)
+
+    def bind_own_root(self) -> None:
+        mounts.bind_root(self.place.root)
+
+    def pivot_own_root(self) -> None:
+        mounts.pivot(self.place.root)
+
+    def pick_up(self, path: str, recursive: bool) -> None:
+        self.trees.append(syscalls.open_tree(path, recursive))
+
+    def place_tree(self, number: int, target: str, folder: bool) -> None:
+        mounts.place(self.trees[number], target, folder)
+
+    def host_name(self) -> None:
+        syscalls.sethostname(self.place.hostname)
+
+    def loopback(self) -> None:
+        """Without it nothing inside can talk to itself."""
+        with netlink.Netlink() as link:
+            link.request(netlink.RTM_NEWLINK, netlink.link_up(1), what="lo up")
+
+    def network(self) -> None:
+        """Loopback, and the end of the veth pair that the launcher has given us."""
+        if not self.place.device:
+            return self.loopback()
+        with netlink.Netlink() as link:
+            index = _socket.if_nametoindex("eth0")
+            netlink.configure(link, index, self.place.address, self.place.prefix, self.place.gateway)
+        return None
+
+    def seccomp(self, path: str, flags: int) -> None:
+        """The launcher has read the program before; its file is out of reach here."""
+        seccomp.load_filter(self.filters[path], flags)
+
+    def terminal(self, rows: int, columns: int) -> None:
+        """A pseudo-terminal of the container's own devpts as standard streams; its master goes to the launcher."""
+        from bench.linux import terminals
+
+        master, name = terminals.open_pair("/dev/pts/ptmx", rows, columns)
+        mounts.make_file("/dev/console")
+        syscalls.mount(name, "/dev/console", "", syscalls.MS_BIND)
+        link = _socket.socket(fileno=os.dup(self.streams.status))
+        messages.send(link, messages.encode({"terminal": name}), [master])
+        link.close()
+        terminals.take(name)
+
+    def hook(self, fields: dict[str, Any], status: str) -> None:
+        from bench.container.hooks import run_hook, state
+
+        run_hook(fields, state(self.place.name, status, os.getpid(), self.place.bundle))
+
+    # --- one more process in a running instance --------------------------------------------------------------------
+
+    def join_target(self, flags: int) -> None:
+        syscalls.setns(self.target, flags)
+
+    def fork(self) -> None:
+        """Go on in a new child; its parent waits and exits with its status.
+
+        A pid namespace takes in only children of the one who joins it: hence one process more.
+        """
+        if pid := os.fork():
+            os.close(self.streams.status)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            os._exit(code if code >= 0 else 128 - code)
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, syscalls.SIGKILL)  # whoever ends the one that waits means the command

@@ -1,34 +1,32 @@
 """The process that clones: small, single-threaded, its own program, so that forking it is cheap and safe.
 
-The harness holds the other end of a SOCK_SEQPACKET pair: one JSON request a message, one JSON answer, descriptors
-beside it. Requests: launch, exec, wait, destroy. The launcher is the parent of every instance's first process and the
-subreaper of the rest; when the harness goes away it kills what it launched and ends.
+The client holds the other end of a SOCK_SEQPACKET pair: one request a message, one answer, descriptors
+beside either. Requests: learn, launch, start, exec, wait, destroy. The launcher is the parent of every instance's first
+process and the subreaper of the rest; when the client goes away it kills what it launched and ends.
 
 Only light modules here: every launch copies this heap.
 """
 
 from __future__ import annotations
 
-import contextlib
+import _socket
 import gc
-import json
 import os
-import signal
-import socket
 import sys
 import time
 
-from bench.container.init import Order, Streams, child, joined
-from bench.linux import cgroups, netlink, syscalls
+from bench.container.init import Child, Place, Recipe, Streams, group_paths, make_groups
+from bench.linux import cgroups, messages, netlink, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     Answer = tuple[dict[str, object], tuple[int, ...]]
 
-MESSAGE = 1 << 17
 _GROUP_TIMEOUT = 10.0  # s; a killed process leaves its groups within milliseconds unless the kernel is stuck
+_GO = b"g"
 
 
 class Failed(Exception):
@@ -39,165 +37,238 @@ class Failed(Exception):
         self.report = report
 
 
-class Pipes:
-    """Pipes of one child; whatever is still open is closed when the context ends."""
+class Ends:
+    """Descriptors of one launch; whatever is still open is closed when the context ends."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self) -> None:
         self._open: dict[str, int] = {}
-        for name in names:
-            self._open[name + "<"], self._open[name + ">"] = os.pipe()
 
-    def __enter__(self) -> Pipes:
+    def __enter__(self) -> Ends:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close(*self._open)
 
     def __getitem__(self, end: str) -> int:
-        """`status<` is the end to read from, `status>` the one to write to."""
         return self._open[end]
+
+    def add(self, **ends: int) -> None:
+        self._open.update(ends)
 
     def close(self, *ends: str) -> None:
         for end in tuple(ends):
-            os.close(self._open.pop(end))
+            if (fd := self._open.pop(end, None)) is not None:
+                os.close(fd)
 
-    def take(self, end: str) -> int:
-        """Hand an end to someone else, who closes it."""
-        return self._open.pop(end)
+    def take(self, *ends: str) -> tuple[int, ...]:
+        """Hand those ends that are there to someone else, who closes them."""
+        return tuple(self._open.pop(end) for end in ends if end in self._open)
 
 
 class Launcher:
-    """State: the children that run, and the statuses nobody asked for yet."""
+    """State: recipes, the children that run, those held before their start, and the statuses nobody asked for yet."""
 
-    def __init__(self, link: socket.socket) -> None:
+    def __init__(self, link: _socket.socket) -> None:
         self.link = link
         self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.netlink = netlink.Netlink()
+        self.recipes: dict[int, Recipe] = {}
+        self.filters: dict[str, bytes] = {}
         self.running: set[int] = set()
+        self.held: dict[int, int] = {}  # pid -> our end of its status socket
         self.exited: dict[int, int] = {}
 
     def serve(self) -> None:
         """Answer requests until the other side is gone; then kill what was launched."""
-        while message := self.link.recv(MESSAGE):
-            answer, fds = self._answer(json.loads(message))
-            socket.send_fds(self.link, [json.dumps(answer).encode()], fds)
-            for fd in fds:
+        while True:
+            request, fds = messages.receive(self.link, 3)
+            if request is None:
+                break
+            answer, sent = self._answer(request, fds)
+            messages.send(self.link, messages.encode(answer), sent)
+            for fd in (*fds, *sent):
                 os.close(fd)
         for pid in self.running:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, syscalls.SIGKILL)
 
-    def _answer(self, request: dict[str, Any]) -> Answer:
-        verbs = {"launch": self.launch, "exec": self.exec, "wait": self.wait, "destroy": self.destroy}
+    def _answer(self, request: dict[str, Any], fds: Sequence[int]) -> Answer:
+        verbs = {
+            "learn": self.learn, "launch": self.launch, "start": self.start, "exec": self.exec, "wait": self.wait,
+            "destroy": self.destroy,
+        }  # fmt: skip
         try:
-            return verbs[request.pop("do")](request)
+            return verbs[request.pop("do")](request, fds)
         except Failed as failed:
             return {"failed": failed.report}, ()
         except OSError as error:
             step = error.filename or "launcher"
-            return {"failed": {"step": step, "errno": error.errno or 0, "error": str(error)}}, ()
+            return {"failed": {"step": [step], "errno": error.errno or 0, "error": str(error)}}, ()
 
-    def launch(self, request: dict[str, Any]) -> Answer:
-        """Start an instance. Answers pid, created, started (monotonic ns) with [pidfd, output]."""
-        order = Order(request)
-        for path, settings in order.cgroups:
-            cgroups.make(path, settings)
-        with Pipes("release", "status", "output") as pipes:
-            pid, pidfd = self._clone(order, pipes)
+    def learn(self, request: dict[str, Any], _: Sequence[int]) -> Answer:
+        """Keep a recipe: what launches have in common is sent, decoded and checked once."""
+        recipe = Recipe(request["fields"])
+        for name, *values in (*recipe.steps, *recipe.exec_steps):
+            if name == "seccomp" and values[0] not in self.filters:
+                with open(values[0], "rb") as file:
+                    self.filters[values[0]] = file.read()
+        self.recipes[request["recipe"]] = recipe
+        return {}, ()
+
+    def launch(self, request: dict[str, Any], fds: Sequence[int]) -> Answer:
+        """Start an instance. Answers pid, created, started (monotonic ns) with [pidfd, output].
+
+        With three descriptors they become the standard streams, and there is no output to hand back. A recipe with a
+        terminal hands back its master as output. One that holds (an OCI `create`) answers before its start.
+        """
+        recipe = self.recipes[request["recipe"]]
+        place = Place(request)
+        if recipe.unified or recipe.uid_map:
+            make_groups(recipe, place.name)
+        with Ends() as ends:
+            pid = self._clone(recipe, place, ends, fds, request["trace"])
             created = time.monotonic_ns()
             try:
-                self._outfit(order, pid)
-                os.write(pipes["release>"], b"g")
-                started = _await_exec(pipes)
+                self._outfit(recipe, place, pid, ends)
+                said = _await_exec(ends, recipe.terminal)
             except (OSError, Failed):
-                os.close(pidfd)
                 self._discard(pid)
                 raise
-            return {"pid": pid, "created": created, "started": started}, (pidfd, pipes.take("output<"))
+            if "held" in said:
+                (self.held[pid],) = ends.take("status")
+            if not request["pidfd"]:
+                ends.close("pidfd")
+            return {"pid": pid, "created": created, **said}, ends.take("pidfd", "output")
 
-    def _clone(self, order: Order, pipes: Pipes) -> tuple[int, int]:
-        into = os.open(order.unified, os.O_PATH | os.O_CLOEXEC) if order.unified else None
-        try:
-            pid, pidfd = syscalls.clone3(order.namespaces, into)
-        finally:
-            if into is not None:
-                os.close(into)
+    def _clone(self, recipe: Recipe, place: Place, ends: Ends, fds: Sequence[int], traced: bool) -> int:
+        ours, theirs = messages.pair()
+        ends.add(status=ours, child_status=theirs)
+        if not fds and not recipe.terminal:
+            output, child_output = os.pipe()
+            ends.add(output=output, child_output=child_output)
+            fds = (self.null, child_output, child_output)
+        streams = Streams(ends["child_status"], *(fds or (self.null,) * 3))
+        pid, pidfd = self._born(recipe, place)
         if pid == 0:
-            pipes.close("release>", "status<")
-            child(order, pipes["release<"], Streams(pipes["status>"], self.null, pipes["output>"], pipes["output>"]))
+            ends.close("status", "output")
+            Child(recipe, place, streams, self.filters).become(recipe.steps, traced)
+        ends.add(pidfd=pidfd)
         self.running.add(pid)
-        pipes.close("release<", "status>", "output>")
-        return pid, pidfd
+        ends.close("child_status", "child_output")
+        return pid
 
-    def _outfit(self, order: Order, pid: int) -> None:
-        """Groups and network device, from outside, while the child waits."""
-        if not order.unified:
-            for path, _ in order.cgroups:
-                cgroups.attach(path, pid)
-        if (wanted := order.network) is not None:
-            master = socket.if_nametoindex(wanted["bridge"])
-            pair = netlink.veth(wanted["device"], "eth0", peer_pid=pid, master=master)
-            self.netlink.create(netlink.RTM_NEWLINK, pair, f"veth {wanted['device']} on {wanted['bridge']}")
+    def _born(self, recipe: Recipe, place: Place) -> tuple[int, int]:
+        if recipe.joins:
+            return _born_inside(recipe.joins, recipe.namespaces)
+        if not recipe.unified:
+            return syscalls.clone3(recipe.namespaces)
+        return _born_into(f"{recipe.unified}/{place.name}", recipe.namespaces)
 
-    def exec(self, request: dict[str, Any]) -> Answer:
-        """Start one more process in the instance of `target`. Answers its pid with [pidfd, stdout, stderr]."""
-        target = os.pidfd_open(request.pop("target"))
-        try:
-            order = Order(request)
-            with Pipes("release", "status", "output", "errors") as pipes:
-                pid = os.fork()
-                if pid == 0:
-                    pipes.close("release>", "status<")
-                    os.read(pipes["release<"], 1)
-                    joined(order, target, Streams(pipes["status>"], self.null, pipes["output>"], pipes["errors>"]))
-                self.running.add(pid)
-                for path, _ in order.cgroups:
+    def _outfit(self, recipe: Recipe, place: Place, pid: int, ends: Ends) -> None:
+        """What only the parent can do: id maps, groups of a user namespace, veth; the child mounts meanwhile."""
+        if recipe.uid_map:
+            if not recipe.unified:
+                for path in (*group_paths(recipe, place.name), *recipe.shared):
                     cgroups.attach(path, pid)
-                os.write(pipes["release>"], b"g")
-                pipes.close("release<", "status>", "output>", "errors>")
-                try:
-                    _await_exec(pipes)
-                except Failed:
-                    self._discard(pid)
-                    raise
-                return {"pid": pid}, (os.pidfd_open(pid), pipes.take("output<"), pipes.take("errors<"))
-        finally:
-            os.close(target)
+            cgroups.write(f"/proc/{pid}/uid_map", recipe.uid_map)
+            cgroups.write(f"/proc/{pid}/gid_map", recipe.gid_map)
+            os.write(ends["status"], _GO)
+        if place.device:
+            netlink.attach(self.netlink, place.device, "eth0", peer_pid=pid, master=place.bridge)
+        for hook in recipe.hooks:
+            from bench.container.hooks import run_hook, state
 
-    def wait(self, request: dict[str, Any]) -> Answer:
-        """Exit status (128 + signal) of a child that the harness has seen end; waits if it has not."""
+            run_hook(hook, state(place.name, "creating", pid, place.bundle))
+        if recipe.awaits:  # else it would lie there unread, and exec would look like a connection reset
+            os.write(ends["status"], _GO)
+
+    def start(self, request: dict[str, Any], _: Sequence[int]) -> Answer:
+        """Let a held instance go on to its payload. Answers started."""
+        with Ends() as ends:
+            ends.add(status=self.held.pop(request["pid"]))
+            os.write(ends["status"], _GO)
+            return _await_exec(ends, False), ()
+
+    def exec(self, request: dict[str, Any], fds: Sequence[int]) -> Answer:
+        """Start one more process in the instance of `target`. Answers its pid with [pidfd, stdout, stderr].
+
+        With three descriptors they become the standard streams, and only the pidfd is handed back.
+        """
+        recipe, place = self.recipes[request["recipe"]], Place(request)
+        with Ends() as ends:
+            ours, theirs = messages.pair()
+            ends.add(status=ours, child_status=theirs, target=os.pidfd_open(request["target"]))
+            if not fds:
+                output, child_output = os.pipe()
+                errors, child_errors = os.pipe()
+                ends.add(output=output, child_output=child_output, errors=errors, child_errors=child_errors)
+                fds = (self.null, child_output, child_errors)
+            pid, pidfd = _born_into(f"{recipe.unified}/{place.name}", 0) if recipe.unified else syscalls.clone3(0)
+            if pid == 0:
+                ends.close("status")
+                inside = Child(recipe, place, Streams(ends["child_status"], *fds), self.filters)
+                inside.target = ends["target"]
+                inside.become(recipe.exec_steps)
+            ends.add(pidfd=pidfd)
+            self.running.add(pid)
+            ends.close("child_status", "child_output", "child_errors")
+            try:
+                _await_exec(ends, False)
+            except Failed:
+                self._discard(pid)
+                raise
+            return {"pid": pid}, ends.take("pidfd", "output", "errors")
+
+    def wait(self, request: dict[str, Any], _: Sequence[int]) -> Answer:
+        """Exit status (128 + signal) of a child that the client has seen end; waits if it has not."""
         pid = request["pid"]
-        self._collect()
-        if pid in self.running:
-            self._note(*os.waitpid(pid, 0))
+        self._await_end(pid)
         return {"status": self.exited.pop(pid, None)}, ()
 
-    def destroy(self, request: dict[str, Any]) -> Answer:
-        """Kill all that runs in the groups, reap it, remove the groups. Idempotent."""
-        pid, paths = request["pid"], request["cgroups"]
-        deadline = time.monotonic() + _GROUP_TIMEOUT
-        while (left := {one for path in paths for one in cgroups.pids(path)}) and time.monotonic() < deadline:
-            for one in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
-            time.sleep(0.0005)
-            self._collect()
+    def destroy(self, request: dict[str, Any], _: Sequence[int]) -> Answer:
+        """Kill and reap the instance, whatever else is in its groups, and remove them. Idempotent."""
+        recipe = self.recipes[request["recipe"]]
+        pid, paths = request["pid"], group_paths(recipe, request["name"])
+        if (held := self.held.pop(pid, None)) is not None:
+            os.close(held)
         if pid in self.running:
-            self._discard(pid)
+            self._discard(pid)  # with a pid namespace of its own, all in it goes along
         for path in paths:
-            cgroups.remove(path)
+            if not _removed(path):
+                self._empty(paths)
+                cgroups.remove(path)
         self.exited.pop(pid, None)
         return {}, ()
 
+    def _empty(self, paths: list[str]) -> None:
+        """Kill all that runs in the groups, and reap what has come to us."""
+        deadline = time.monotonic() + _GROUP_TIMEOUT
+        while (left := {one for path in paths for one in cgroups.pids(path)}) and time.monotonic() < deadline:
+            for one in left:
+                try:
+                    os.kill(one, syscalls.SIGKILL)
+                except ProcessLookupError:  # it was faster
+                    continue
+            time.sleep(0.0005)
+            self._collect()
+
     def _discard(self, pid: int) -> None:
-        os.kill(pid, signal.SIGKILL)  # not reaped yet, so the number is still this child's
-        self._note(*os.waitpid(pid, 0))
+        os.kill(pid, syscalls.SIGKILL)  # not reaped yet, so the number is still this child's
+        self._await_end(pid)
         self.exited.pop(pid, None)
+
+    def _await_end(self, pid: int) -> None:
+        """Reap until `pid` is among the dead. Any child: the init of a pid namespace ends after all in it, and those
+        that came in by exec are reaped by us."""
+        while pid in self.running:
+            self._note(*os.waitpid(-1, 0))
 
     def _collect(self) -> None:
         """Reap whatever has ended: our children, and orphans of theirs that came to us."""
-        with contextlib.suppress(ChildProcessError):
+        try:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 self._note(*ended)
+        except ChildProcessError:  # none is left
+            return
 
     def _note(self, pid: int, status: int) -> None:
         if pid in self.running:
@@ -206,23 +277,101 @@ class Launcher:
             self.exited[pid] = code if code >= 0 else 128 - code
 
 
-def _await_exec(pipes: Pipes) -> int:
-    """Monotonic ns at which exec closed the child's end of the status pipe. Raises Failed with what it reported."""
-    report = os.read(pipes["status<"], MESSAGE)
-    at = time.monotonic_ns()
-    if report:
-        raise Failed(json.loads(report))
-    return at
+def _removed(path: str) -> bool:
+    """Whether an empty group is gone now; False if something is in it or below it."""
+    try:
+        os.rmdir(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def _born_into(group: str, namespaces: int) -> tuple[int, int]:
+    """A child that is in a cgroup v2 folder from its first instruction."""
+    into = os.open(group, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return syscalls.clone3(namespaces, into)
+    finally:
+        os.close(into)
+
+
+def _born_inside(joins: list[tuple[str, int]], namespaces: int) -> tuple[int, int]:
+    """A child in namespaces that exist: only a child of the one who joins is in a pid or user namespace.
+
+    So one process more, which joins and clones a sibling of its own, our child, and ends.
+    """
+    said, say = os.pipe()
+    between = os.fork()
+    if not between:
+        os.close(said)
+        pid = _join_and_clone(joins, namespaces, say)
+        os.close(say)
+        if pid:
+            os._exit(0)
+        return 0, -1
+    os.close(say)
+    report = messages.read(said)
+    os.close(said)
+    os.waitpid(between, 0)
+    if "errno" in report:
+        raise Failed(report)
+    return report["pid"], os.pidfd_open(report["pid"])
+
+
+def _join_and_clone(joins: list[tuple[str, int]], namespaces: int, say: int) -> int:
+    """The new child's pid, told to the launcher as well; 0 in that child; -1 if it failed."""
+    step = ""
+    try:
+        for step, flag in joins:
+            fd = os.open(step, os.O_RDONLY | os.O_CLOEXEC)
+            syscalls.setns(fd, flag)
+            os.close(fd)
+        step = "clone3"
+        pid, _ = syscalls.clone3(namespaces | syscalls.CLONE_PARENT)
+    except OSError as error:
+        report = {"step": ["join", step], "errno": error.errno or 0, "error": str(error)}
+        os.write(say, messages.encode(report))
+        return -1
+    if pid:
+        os.write(say, messages.encode({"pid": pid}))
+    return pid
+
+
+def _await_exec(ends: Ends, terminal: bool) -> dict[str, Any]:
+    """What the child says on its way, and when exec closed its end: `started`. Raises Failed with a step's report."""
+    said: dict[str, Any] = {}
+    while True:
+        report, fds = _receive(ends["status"]) if terminal else (messages.read(ends["status"]), ())
+        at = time.monotonic_ns()
+        if fds:
+            ends.add(output=fds[0])
+        if report is None:
+            return {**said, "started": at}
+        if "errno" in report:
+            raise Failed(report)
+        said.update(report)
+        if "held" in report:
+            return said
+
+
+def _receive(fd: int) -> tuple[Any, list[int]]:
+    """A message with the descriptors beside it."""
+    link = _socket.socket(fileno=os.dup(fd))
+    try:
+        return messages.receive(link, 1)
+    finally:
+        link.close()
 
 
 def main(fd: int) -> None:
-    """Serve on `fd` until the harness is gone."""
+    """Serve on `fd` until the client is gone."""
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     os.umask(0)
     gc.disable()  # a collection in the child would touch, and so copy, every page
-    with socket.socket(fileno=fd) as link:
-        link.set_inheritable(False)
-        Launcher(link).serve()
+    os.set_inheritable(fd, False)
+    Launcher(_socket.socket(fileno=fd)).serve()
 
 
 if __name__ == "__main__":

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from bench.container.groups import layout
-from bench.container.rootfs import default_steps
+from msgspec.structs import replace
+
+from bench.container.client import Placed
+from bench.container.groups import device_group, layout, run_group
+from bench.container.network import Endpoint
+from bench.container.recipe import OWN_ROOT, Filter, Kitchen, recipe
+from bench.container.seccomp import compile_file
+from bench.container.spec import default_seccomp, default_spec, resources_of
+from bench.container.storage import Root, Storage, open_storage
 from bench.drivers.context import RunContext
-from bench.drivers.launched import LaunchedInstance, drop_link, folder, launched, order, reap
+from bench.drivers.launched import Kind, LaunchedInstance, drop_link, environment, folder, kind_of, launched, reap
 from bench.drivers.network import netdevs
 from bench.drivers.process import needs_root, remove_if_empty
-from bench.linux import syscalls
-from bench.linux.capabilities import CONTAINER_DEFAULT, last_capability
+from bench.linux.capabilities import CONTAINER_DEFAULT
 from bench.linux.netlink import delete_link
 from bench.model import (
     DRIVER_LETTERS,
@@ -28,9 +34,6 @@ from bench.model import (
     token_of,
 )
 
-NAMESPACES = (
-    syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNET
-)
 _WANTED = frozenset({"mnt", "uts", "ipc", "pid", "net", "cgroup"})
 
 
@@ -40,6 +43,10 @@ class ContainerDriver:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._layout = layout()
+        self._home = context.state / "container"
+        self._stack = ExitStack()
+        self._storages: dict[str, Storage] = {}
+        self._kinds: dict[bytes, Kind] = {}
 
     def support(self, host: HostFacts) -> Support:
         if (reason := needs_root(host, "namespaces, mounts and cgroups")) is not None:
@@ -58,55 +65,67 @@ class ContainerDriver:
             "storage": "overlay on shared layers",
             "cgroup": self._layout.kind,
             "capabilities": f"{len(CONTAINER_DEFAULT)} kept",
-            "seccomp": "none",
+            "seccomp": "default allow-list",
             "init": "the payload is pid 1",
         }
 
     def prepare(self, spec: InstanceSpec) -> None:
         self._context.launcher.start()
-        self._layout.prepare(spec.run)
-        self._context.images.layer_trees(spec.image)
+        self._layout.prepare(run_group(spec.run))
+        self._storage(spec).prepare(self._context.images, spec.image)
         if _settings(spec).network == "bridge":
             self._context.network.ensure()
+
+    def _storage(self, spec: InstanceSpec) -> Storage:
+        """The storage of the spec's profile; opened once, and open until `close`."""
+        name = _settings(spec).storage
+        if name not in self._storages:
+            self._storages[name] = self._stack.enter_context(open_storage(name, self._home / f"storage-{name}"))
+        return self._storages[name]
+
+    def _kind(self, spec: InstanceSpec, root: Root) -> Kind:
+        """What instances of one image, payload and profile have in common, made at the first of them."""
+        key = kind_of(spec)
+        if key not in self._kinds:
+            resources = resources_of(spec.limits)
+            groups = self._layout.groups(run_group(spec.run), resources)
+            wanted = default_spec(
+                spec.payload.command, root="root", env=[f"{name}={value}" for name, value in environment(spec).items()],
+                cwd=spec.image.workdir, hostname="payload", resources=resources,
+            )  # fmt: skip
+            rules = device_group(self._layout, run_group(spec.run), wanted.linux.resources)
+            shared = (rules,) if rules else ()
+            program = Filter(str(compile_file(default_seccomp(), self._home)))
+            kitchen = Kitchen(_mounted(root), self._home, groups, shared, program)
+            self._kinds[key] = Kind(self._context.launcher.learn(recipe(wanted, kitchen)), groups)
+        return self._kinds[key]
 
     @contextmanager
     def launch(self, spec: InstanceSpec, phases: PhaseLog) -> Iterator[LaunchedInstance]:
         network = self._context.network
-        address = network.allocate() if _settings(spec).network == "bridge" else None
-        groups = self._layout.groups(spec.run, spec.id, spec.limits)
-        layers = [str(path) for path in self._context.images.layer_trees(spec.image)]
+        endpoint = network.allocate() if _settings(spec).network == "bridge" else None
         try:
-            with folder(self._context.state / "container" / spec.id) as own:
-                what = {
-                    **order(spec, groups, address),
-                    "namespaces": NAMESPACES,
-                    "hostname": spec.id,
-                    "steps": [step.pack() for step in default_steps(layers, str(own))],
-                    "network": self._device(spec, address),
-                    "capabilities": sorted(CONTAINER_DEFAULT),
-                    "last_capability": last_capability(),
-                }
-                with launched(self._context, spec, phases, groups, what, address, _written(own), layers) as instance:
-                    yield instance
+            with (
+                folder(self._home / spec.id) as own,
+                self._storage(spec).root(spec.image, own) as root,
+                launched(
+                    self._context,
+                    spec,
+                    phases,
+                    self._kind(spec, root),
+                    _place(spec, own, root, endpoint),
+                    root.own,
+                    root.shared,
+                ) as instance,
+            ):
+                yield instance
         finally:
-            if address is not None:
+            if endpoint is not None:
                 drop_link(spec.netdev)
-                network.release(address)
-
-    def _device(self, spec: InstanceSpec, address: str | None) -> dict[str, str] | None:
-        network = self._context.network
-        if address is None:
-            return None
-        return {
-            "device": spec.netdev,
-            "bridge": network.bridge,
-            "address": address,
-            "prefix": str(network.subnet.prefixlen),
-            "gateway": network.gateway,
-        }
+                network.release(endpoint)
 
     def reap(self, run: RunId) -> Sequence[Leftover]:
-        found = reap(run, self._context.state / "container")
+        found = reap(run, self._home)
         mine = f"bn{token_of(run)}{DRIVER_LETTERS[self.name]}"
         for name in netdevs(run):
             if name.startswith(mine) and delete_link(name):
@@ -114,14 +133,29 @@ class ContainerDriver:
         return found
 
     def close(self) -> None:
-        shutil.rmtree(self._context.state / "container", ignore_errors=True)
-        for path in self._layout.parents(self._context.run):
-            remove_if_empty(path)
+        self._stack.close()
+        shutil.rmtree(self._home, ignore_errors=True)
+        for group in self._layout.parents(self._context.run):
+            for rules in Path(group).glob("rules-*"):
+                rules.rmdir()
+            remove_if_empty(group)
 
 
-def _written(own: Path) -> tuple[str, ...]:
-    """Where overlayfs puts what this container writes."""
-    return (str(own / "upper"), str(own / "work"))
+def _mounted(root: Root) -> tuple[str, ...]:
+    """How the root is mounted, without what is one instance's own."""
+    return OWN_ROOT if root.step[0] == "bind_root" else root.step
+
+
+def _place(spec: InstanceSpec, own: Path, root: Root, endpoint: Endpoint | None) -> Placed:
+    place = Placed(spec.id, str(own), spec.id, env={"BENCH_ADDRESS": endpoint.address if endpoint else ""})
+    if root.step[0] == "bind_root":
+        place = replace(place, root=root.step[1])
+    if endpoint is None:
+        return place
+    return replace(
+        place, device=spec.netdev, bridge=endpoint.index, address=endpoint.address, prefix=endpoint.prefix,
+        gateway=endpoint.gateway,
+    )  # fmt: skip
 
 
 def _settings(spec: InstanceSpec) -> ContainerSettings:

@@ -6,13 +6,17 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from bench.container.client import LaunchedProcess, Launcher
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from bench.container.client import LaunchedProcess, Launcher, Placed
 from bench.container.groups import Groups, leftovers, members, remove_all
+from bench.container.profile import PATH
 from bench.drivers.context import RunContext
 from bench.drivers.ready import marks, wait_ready
 from bench.errors import LaunchError
@@ -20,34 +24,36 @@ from bench.linux.lines import LineStream
 from bench.linux.netlink import delete_link
 from bench.model import Completed, Footprint, InstanceSpec, Leftover, Phase, PhaseLog, RunId
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-
-def environment(spec: InstanceSpec, address: str | None) -> dict[str, str]:
-    """The image's environment, then the payload's, then the instance's address."""
+def environment(spec: InstanceSpec) -> dict[str, str]:
+    """The image's environment, then the payload's. The instance's own address is added at its launch."""
     image = dict(entry.split("=", 1) for entry in spec.image.env if "=" in entry)
-    return {"PATH": PATH, "HOME": "/root", **image, **spec.payload.env, "BENCH_ADDRESS": address or ""}
+    return {"PATH": PATH, "HOME": "/root", **image, **spec.payload.env}
 
 
-def order(spec: InstanceSpec, groups: Groups, address: str | None) -> dict[str, Any]:
-    """The launch order that every field of bench.container.init.Order is in; drivers change what differs."""
-    return {
-        "namespaces": 0, "cgroups": groups.order(), "unified": groups.unified, "steps": [], "network": None,
-        "hostname": None, "chroot": None, "cwd": spec.image.workdir, "argv": list(spec.payload.command),
-        "env": environment(spec, address), "capabilities": None, "last_capability": 0,
-    }  # fmt: skip
+class Kind(Struct, frozen=True):
+    """Instances that share a recipe: its number at the launcher, and their groups."""
+
+    recipe: int
+    groups: Groups
+
+
+def kind_of(spec: InstanceSpec) -> bytes:
+    """The same for specs that differ only in their number."""
+    return msgspec.msgpack.encode((spec.image.digest, spec.payload, spec.limits, spec.settings))
 
 
 class LaunchedInstance:
     """A running process of ours and all that it started, which its cgroups hold together."""
 
     def __init__(
-        self, spec: InstanceSpec, launcher: Launcher, process: LaunchedProcess, output: LineStream, groups: Groups,
-        order: Mapping[str, Any], phases: PhaseLog, address: str | None, own: Sequence[str], shared: Sequence[str],
+        self, spec: InstanceSpec, launcher: Launcher, process: LaunchedProcess, output: LineStream, kind: Kind,
+        place: Placed, phases: PhaseLog, own: Sequence[str], shared: Sequence[str],
     ) -> None:  # fmt: skip
         self._spec, self._launcher, self._process, self._output = spec, launcher, process, output
-        self._groups, self._order, self._phases, self._own, self._shared = groups, order, phases, own, shared
-        self.address = address
+        self._kind, self._place, self._phases, self._own, self._shared = kind, place, phases, own, shared
+        self._groups = kind.groups.of(place.name)
+        self.address = place.address or place.env.get("BENCH_ADDRESS") or None
         self._stopped = False
 
     @property
@@ -69,8 +75,7 @@ class LaunchedInstance:
     def exec(self, argv: Sequence[str], *, timeout: float) -> Completed:
         if not self.alive():
             raise LaunchError(f"{self.id} does not run any more")
-        order = {**self._order, "argv": list(argv), "steps": [], "network": None, "hostname": None}
-        return self._launcher.exec(order, self.pid, timeout)
+        return self._launcher.exec(self._kind.recipe, replace(self._place, argv=tuple(argv)), self.pid, timeout)
 
     def stop(self, timeout: float) -> None:
         if not self._stopped:
@@ -80,7 +85,7 @@ class LaunchedInstance:
 
     def kill(self) -> None:
         if not self._stopped:
-            self._launcher.destroy(self.pid, list(self._groups.paths.values()))
+            self._launcher.destroy(self._kind.recipe, self._place.name, self.pid)
             self._stopped = True
 
     def _signal(self, number: int) -> None:
@@ -88,10 +93,9 @@ class LaunchedInstance:
             signal.pidfd_send_signal(self._process.pidfd, number)
 
     def footprint(self) -> Footprint:
-        paths = self._groups.paths
         return Footprint(
-            instance=self.id, pids=members(list(paths.values())), cgroups=paths, disk_own=tuple(self._own),
-            disk_shared=tuple(self._shared), netdev=self._order["network"] and self._spec.netdev,
+            instance=self.id, pids=members(list(self._groups.values())), cgroups=self._groups,
+            disk_own=tuple(self._own), disk_shared=tuple(self._shared), netdev=self._place.device or None,
         )  # fmt: skip
 
     def release(self) -> None:
@@ -102,21 +106,21 @@ class LaunchedInstance:
 
 @contextmanager
 def launched(
-    context: RunContext, spec: InstanceSpec, phases: PhaseLog, groups: Groups, order: Mapping[str, Any],
-    address: str | None, own: Sequence[str], shared: Sequence[str],
+    context: RunContext, spec: InstanceSpec, phases: PhaseLog, kind: Kind, place: Placed, own: Sequence[str],
+    shared: Sequence[str],
 ) -> Iterator[LaunchedInstance]:  # fmt: skip
-    """Launch `order`; on the way out, or if it fails half-way, kill it and remove its groups."""
+    """Launch one of `kind` at `place`; on the way out, or if it fails half-way, kill it and remove its groups."""
     launcher = context.launcher
     with contextlib.ExitStack() as stack:
         # Registered first: the groups may exist although the launch failed.
-        undo = stack.enter_context(_undone(lambda: launcher.destroy(0, list(groups.paths.values()))))
-        process = launcher.launch(dict(order))
+        undo = stack.enter_context(_undone(lambda: launcher.destroy(kind.recipe, place.name)))
+        process = launcher.launch(kind.recipe, place)
         log = Path(spec.logs) / f"{spec.id}.payload.log" if spec.logs else None
         output = context.hub.watch(process.output, marks=marks(spec.payload.ready), log=log)
         phases.stamp(Phase.CREATED, process.created)
         phases.stamp(Phase.STARTED, process.started)
         own = [*own, str(log)] if log else own
-        instance = LaunchedInstance(spec, launcher, process, output, groups, order, phases, address, own, shared)
+        instance = LaunchedInstance(spec, launcher, process, output, kind, place, phases, own, shared)
         stack.callback(instance.release)
         stack.callback(instance.kill)
         undo.done = True

@@ -6,10 +6,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from bench.container.groups import layout
+from bench.container.client import Placed
+from bench.container.groups import Groups, layout, run_group
+from bench.container.profile import OOM_SCORE_ADJ
+from bench.container.spec import resources_of
 from bench.drivers.context import RunContext
-from bench.drivers.launched import LaunchedInstance, launched, order, reap
+from bench.drivers.launched import Kind, LaunchedInstance, environment, kind_of, launched, reap
 from bench.model import HostFacts, InstanceSpec, Leftover, PhaseLog, RunId, Support, token_of
 
 
@@ -37,6 +41,7 @@ class ProcessDriver:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._layout = layout()
+        self._kinds: dict[bytes, Kind] = {}
 
     def support(self, host: HostFacts) -> Support:
         return needs_root(host, "chroot and cgroups") or Support(True)
@@ -50,16 +55,22 @@ class ProcessDriver:
 
     def prepare(self, spec: InstanceSpec) -> None:
         self._context.launcher.start()
-        self._layout.prepare(spec.run)
-        self._context.images.tree(spec.image)
+        self._layout.prepare(run_group(spec.run))
+        self._kind(spec)
+
+    def _kind(self, spec: InstanceSpec) -> Kind:
+        key = kind_of(spec)
+        if key not in self._kinds:
+            groups = self._layout.groups(run_group(spec.run), resources_of(spec.limits))
+            recipe = _recipe(spec, str(self._context.images.tree(spec.image)), groups)
+            self._kinds[key] = Kind(self._context.launcher.learn(recipe), groups)
+        return self._kinds[key]
 
     @contextmanager
     def launch(self, spec: InstanceSpec, phases: PhaseLog) -> Iterator[LaunchedInstance]:
         tree = str(self._context.images.tree(spec.image))
-        groups = self._layout.groups(spec.run, spec.id, spec.limits)
-        address = loopback_address(spec.run, spec.number)
-        what = {**order(spec, groups, address), "chroot": tree}
-        with launched(self._context, spec, phases, groups, what, address, (), (tree,)) as instance:
+        place = Placed(spec.id, env={"BENCH_ADDRESS": loopback_address(spec.run, spec.number)})
+        with launched(self._context, spec, phases, self._kind(spec), place, (), (tree,)) as instance:
             yield instance
 
     def reap(self, run: RunId) -> Sequence[Leftover]:
@@ -74,3 +85,16 @@ def remove_if_empty(path: str) -> None:
     """The run's own groups are shared by the drivers: the last one to close removes them."""
     if os.path.isdir(path) and not any(entry.is_dir() for entry in os.scandir(path)):
         os.rmdir(path)
+
+
+def _recipe(spec: InstanceSpec, tree: str, groups: Groups) -> dict[str, Any]:
+    """No namespaces and no rights dropped; the steps that are left."""
+    inside = [["chroot", tree], ["working_directory", spec.image.workdir]]
+    into = [] if groups.unified else [["own_groups"]]
+    return {
+        "namespaces": 0, "joins": [], "uid_map": "", "gid_map": "", "shared": [], "hooks": [], "terminal": False,
+        "unified": groups.parents["unified"] if groups.unified else "", "groups": groups.recipe(), "umask": 0o022,
+        "steps": [["session"], ["oom_score_adj", OOM_SCORE_ADJ], *into, *inside],
+        "exec_steps": [["session"], *into, *inside],
+        "argv": list(spec.payload.command), "env": environment(spec),
+    }  # fmt: skip

@@ -212,11 +212,9 @@ class VmDriver:
         place = domain.Place(disk, f"{socket}c", f"{socket}p", f"{socket}a")
         if _settings(spec).network == "none":
             return place
-        address = network.allocate()
-        stack.callback(network.release, address)
-        return dataclasses.replace(
-            place, bridge=network.bridge, address=address, prefix=network.subnet.prefixlen, gateway=network.gateway
-        )
+        at = network.allocate()
+        stack.callback(network.release, at)
+        return dataclasses.replace(place, bridge=at.bridge, address=at.address, prefix=at.prefix, gateway=at.gateway)
 
     def reap(self, run: RunId) -> Sequence[Leftover]:
         state = self._context.state if run == self._context.run else run_state(run)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import stat
 import tarfile
@@ -18,18 +19,22 @@ from typing import BinaryIO, cast
 from msgspec import Struct
 
 from bench.errors import HostError, ImageError
-from bench.images.stream import CHUNK, LayerReader
+from bench.images.stream import CHUNK, MAX_LAYER, LayerReader
 
 MAX_ENTRIES = 500_000
-"""Files of one layer; more are taken for a bomb (the bytes are limited by the reader)."""
-_MAX_DEPTH = 200  # components of a path; far below what PATH_MAX and recursion in the standard library bear
+"""Files of one layer; more are taken for a bomb (the bytes of the tar are limited by the reader)."""
+MAX_DEPTH = 200  # components of a path; far below what PATH_MAX and recursion in the standard library bear
 _MAX_LINKS = 40  # symlinks in one path, as in the kernel
-_WHITEOUT = ".wh."
-_OPAQUE = ".wh..wh..opq"
+_MAX_REPLACED = 100  # folders that a later entry replaces: each costs a look at all that is known
+WHITEOUT = ".wh."
+OPAQUE = ".wh..wh..opq"
 _AUFS = ".wh..wh."  # its own bookkeeping, without a meaning outside it
-_XATTR = "SCHILY.xattr."
+XATTR = "SCHILY.xattr."
+_STEERING = ("user.overlay.", "user.fuseoverlayfs.")
 _TAR_BUGS = (ValueError, LookupError, RecursionError)  # what tarfile lets out of headers made to break it
 _DIR_MODE = 0o755  # of parents that the tar does not list
+_NANO = 1_000_000_000
+_SECONDS = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9})\d{0,20})?")
 
 
 class LayerMarks(Struct, frozen=True):
@@ -41,12 +46,24 @@ class LayerMarks(Struct, frozen=True):
     skipped: tuple[bytes, ...] = ()
 
 
-def unpack(reader: LayerReader, tree: Path, *, privileged: bool, max_entries: int = MAX_ENTRIES) -> LayerMarks:
-    """Unpack a layer into the empty folder `tree`.
+class _Metadata(Struct, frozen=True):
+    """What is set on a file when its content is there. Of 10^5 folders until the end: smaller than their TarInfo."""
+
+    mode: int
+    uid: int
+    gid: int
+    moment: int  # nanoseconds
+    xattrs: tuple[tuple[str, str], ...]
+
+
+def unpack(
+    reader: LayerReader, tree: Path, *, privileged: bool, max_entries: int = MAX_ENTRIES, max_bytes: int = MAX_LAYER
+) -> LayerMarks:
+    """Unpack a layer into the empty folder `tree`: at most `max_entries` files with `max_bytes` of content.
 
     Raises ImageError if the tar is broken, unsafe or too large, HostError if the disk is full.
     """
-    unpacker = _Unpacker(tree, privileged=privileged)
+    unpacker = _Unpacker(tree, privileged=privileged, left=max_bytes)
     count = 0
     try:
         with tarfile.open(fileobj=cast(BinaryIO, reader), mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
@@ -66,13 +83,15 @@ def unpack(reader: LayerReader, tree: Path, *, privileged: bool, max_entries: in
 class _Unpacker:
     """The state of one unpacking. Paths are relative to the tree, joined by `/`; the tree itself is the empty path."""
 
-    def __init__(self, tree: Path, *, privileged: bool) -> None:
+    def __init__(self, tree: Path, *, privileged: bool, left: int) -> None:
+        self._left = left  # bytes of content it may still write: a sparse file's holes are in no tar
         self._tree = tree
         self._privileged = privileged
         self._whiteouts: set[str] = set()
         self._opaque: set[str] = set()
         self._skipped: set[str] = set()
-        self._directories: dict[str, tarfile.TarInfo] = {}  # metadata set at the end: children change the mtime
+        self._replaced = 0
+        self._directories: dict[str, _Metadata] = {}  # metadata set at the end: children change the mtime
 
     def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         try:
@@ -88,7 +107,7 @@ class _Unpacker:
             if self._privileged:
                 self._write_marks()
             for path in sorted(self._directories, key=lambda path: path.count("/"), reverse=True):
-                self._describe(path, self._directories[path])
+                self._describe(path, self._directories[path], 0o700)
         except (OSError, OverflowError, ValueError) as error:
             raise _explain(error, "directories") from error
         return LayerMarks(_encoded(self._whiteouts), _encoded(self._opaque), _encoded(self._skipped))
@@ -99,14 +118,14 @@ class _Unpacker:
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise ImageError(f"{name!r}: leads out of the layer, refused")
-        if len(parts) > _MAX_DEPTH:
-            raise ImageError(f"{name[:60]!r}...: more than {_MAX_DEPTH} folders deep, refused")
+        if len(parts) > MAX_DEPTH:
+            raise ImageError(f"{name[:60]!r}...: more than {MAX_DEPTH} folders deep, refused")
         return parts
 
     def _locate(self, name: str) -> str:
         """The path `name` means: parents made if missing, symlinks among them followed inside the tree only."""
         parts = self._parts(name)
-        if any(part.startswith(_WHITEOUT) for part in parts[:-1]):
+        if any(part.startswith(WHITEOUT) for part in parts[:-1]):
             raise ImageError(f"{name!r}: inside a whiteout, refused")
         return _join(self._enter(name, parts[:-1]), parts[-1]) if parts else ""
 
@@ -118,8 +137,8 @@ class _Unpacker:
                 here = here.rpartition("/")[0]
             elif part not in ("", "."):
                 path = _join(here, part)
-                if path.count("/") >= _MAX_DEPTH:
-                    raise ImageError(f"{name!r}: leads more than {_MAX_DEPTH} folders deep, refused")
+                if path.count("/") >= MAX_DEPTH:
+                    raise ImageError(f"{name!r}: leads more than {MAX_DEPTH} folders deep, refused")
                 if (target := self._target(path, name)) is None:
                     here = path
                     continue
@@ -153,9 +172,9 @@ class _Unpacker:
     def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         path = self._locate(member.name)
         parent, _, base = path.rpartition("/")
-        if base == _OPAQUE:
+        if base == OPAQUE:
             self._opaque.add(parent)
-        elif base.startswith(_WHITEOUT):
+        elif base.startswith(WHITEOUT):
             self._white_out(parent, base, member.name)
         elif member.isdir():
             self._add_directory(path, member)
@@ -165,7 +184,7 @@ class _Unpacker:
             self._add_file(tar, path, member)
 
     def _white_out(self, parent: str, base: str, name: str) -> None:
-        hidden = base.removeprefix(_WHITEOUT)
+        hidden = base.removeprefix(WHITEOUT)
         if base.startswith(_AUFS):
             return
         if hidden in ("", ".", ".."):
@@ -184,7 +203,7 @@ class _Unpacker:
                 self._remove(path, status)
                 self._opaque.add(path)  # the file it replaces had hidden what is below
             self._make_directory(path)
-        self._directories[path] = member
+        self._directories[path] = _metadata(member)
 
     def _make_directory(self, path: str) -> None:
         (self._tree / path).mkdir()
@@ -207,13 +226,16 @@ class _Unpacker:
             os.link(self._tree / source, target, follow_symlinks=False)
         elif member.issym():
             target.symlink_to(member.linkname)
-            self._describe(path, member)
+            self._describe(path, _metadata(member), None)
         else:
             self._create(tar, target, member)
-            self._describe(path, member)
+            self._describe(path, _metadata(member), 0o400)
 
     def _create(self, tar: tarfile.TarFile, target: Path, member: tarfile.TarInfo) -> None:
         if member.isreg():
+            self._left -= member.size
+            if self._left < 0:
+                raise ImageError(f"{member.name!r}: with it the layer holds more bytes than allowed, refused")
             content = cast(BinaryIO, tar.extractfile(member))  # None only for what is no regular file
             with content, target.open("xb") as file:
                 shutil.copyfileobj(content, file, CHUNK)
@@ -249,6 +271,9 @@ class _Unpacker:
         if not stat.S_ISDIR(status.st_mode):
             (self._tree / path).unlink()
             return
+        self._replaced += 1
+        if self._replaced > _MAX_REPLACED:
+            raise ImageError(f"{path!r}: more than {_MAX_REPLACED} folders replaced by later entries, refused")
         shutil.rmtree(self._tree / path)
         inside = f"{path}/"
         for marks in (self._whiteouts, self._opaque):
@@ -258,28 +283,21 @@ class _Unpacker:
 
     # --- metadata ------------------------------------------------------------------------------------------
 
-    def _describe(self, path: str, member: tarfile.TarInfo) -> None:
-        """Owner first (it clears set-id bits and capabilities), then mode, xattrs and times."""
+    def _describe(self, path: str, known: _Metadata, least: int | None) -> None:
+        """Owner first (it clears set-id bits and capabilities), then mode, xattrs and times.
+
+        `least`: the bits without which we, not being root, could neither read nor remove it; None for a symlink.
+        """
         target = self._tree / path
         if self._privileged:
-            os.chown(target, member.uid, member.gid, follow_symlinks=False)
-        if not member.issym():
-            target.chmod(self._mode(member))
-            self._set_xattrs(path, member)
-        moment = int(member.mtime * 1_000_000_000)
-        os.utime(target, ns=(moment, moment), follow_symlinks=False)
+            os.chown(target, known.uid, known.gid, follow_symlinks=False)
+        if least is not None:
+            target.chmod(known.mode if self._privileged else known.mode | least)
+            self._set_xattrs(path, known)
+        os.utime(target, ns=(known.moment, known.moment), follow_symlinks=False)
 
-    def _mode(self, member: tarfile.TarInfo) -> int:
-        mode = member.mode & 0o7777
-        if self._privileged:
-            return mode
-        return mode | (0o700 if member.isdir() else 0o400)  # or we could neither read nor remove it
-
-    def _set_xattrs(self, path: str, member: tarfile.TarInfo) -> None:
-        for key, value in member.pax_headers.items():
-            name = key.removeprefix(_XATTR)
-            if name == key or not _wanted(name):
-                continue
+    def _set_xattrs(self, path: str, known: _Metadata) -> None:
+        for name, value in known.xattrs:
             if name.startswith("security.") and not self._privileged:
                 self._skipped.add(path)  # the program runs as us, without its capability
                 continue
@@ -311,9 +329,24 @@ def is_mark(status: os.stat_result) -> bool:
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
-def _wanted(xattr: str) -> bool:
-    """Capabilities and users' own. Not labels of another host's policy, and never what steers overlayfs."""
-    return xattr == "security.capability" or (xattr.startswith("user.") and not xattr.startswith("user.overlay."))
+def wanted_xattr(xattr: str) -> bool:
+    """Capabilities and users' own. Not labels of another host's policy, and never what steers an overlay."""
+    return xattr == "security.capability" or (xattr.startswith("user.") and not xattr.startswith(_STEERING))
+
+
+def _metadata(member: tarfile.TarInfo) -> _Metadata:
+    named = ((key.removeprefix(XATTR), value) for key, value in member.pax_headers.items() if key.startswith(XATTR))
+    xattrs = tuple((name, value) for name, value in named if wanted_xattr(name))
+    return _Metadata(member.mode & 0o7777, member.uid, member.gid, _moment(member), xattrs)
+
+
+def _moment(member: tarfile.TarInfo) -> int:
+    """The time in nanoseconds, exactly if the tar says so in decimals: tarfile's own float has too few digits."""
+    said = _SECONDS.fullmatch(member.pax_headers.get("mtime", ""))
+    if said is None:
+        return int(member.mtime * _NANO)
+    moment = int(said[2]) * _NANO + int((said[3] or "").ljust(9, "0"))
+    return -moment if said[1] else moment
 
 
 def _device_type(member: tarfile.TarInfo) -> int:

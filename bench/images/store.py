@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import re
@@ -9,12 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
-from bench.errors import HostError, ImageError
+from bench.errors import HostError, ImageError, UsageError
 from bench.images import build, oci
 from bench.images.archive import import_path
+from bench.images.changes import Changes
+from bench.images.commit import commit
+from bench.images.export import Form, export
 from bench.images.layers import LayerMarks, unpack
 from bench.images.layout import Layout, publish
 from bench.images.merge import merge
@@ -80,10 +85,14 @@ class ImageStore:
         return self._default
 
     def fetch(self, reference: str) -> Image:
-        """Import what skopeo finds under `reference` ("docker://...", "oci:...", ...), also if the store has it."""
+        """Import what skopeo finds under `reference` ("docker://...", "oci:...", ...), also if the store has it.
+
+        A registry on a loopback address may speak plain http; any other must prove who it is.
+        """
         with self.writing() as scratch:
             folder = scratch / "fetched"
             argv = ["skopeo", f"--override-arch={oci.ARCHITECTURE}", f"--override-os={oci.SYSTEM}", "copy", "--quiet"]
+            argv += ["--src-tls-verify=false"] if _is_loopback(reference) else []
             done = run_tool([*argv, reference, f"oci:{folder}:latest"], timeout=_FETCH_TIMEOUT, check=False)
             if done.status:
                 raise ImageError(f"skopeo can't get {reference}: {done.stderr.strip()[-_TAIL:]}")
@@ -102,12 +111,37 @@ class ImageStore:
     def details(self, reference: str) -> ImageDetails:
         """What the image says of itself, layer by layer."""
         image = self.resolve(reference)
-        wanted = (image.name, image.digest)
-        entry = next(entry for entry in self._layout.entries() if (entry.name, entry.digest) == wanted)
+        entry = self._entry(image)
         manifest, config = self._records(entry)
         rows = zip(manifest.layers, config.rootfs.diff_ids, oci.sizes_of(entry), strict=True)
         layers = tuple(LayerDetails(one.digest, diff_id, one.media_type, one.size, size) for one, diff_id, size in rows)
         return ImageDetails(image, layers, config.architecture, config.os, config.created)
+
+    def export(self, image: Image, path: Path, form: Form) -> None:
+        """Write the image to `path`, as an archive or a folder; the same bytes each time.
+
+        Raises UsageError if something is there already, ImageError if the store is damaged, HostError if `path` can't
+        be written.
+        """
+        export(self._layout, self._entry(image), path, form)
+
+    def commit(self, image: Image, changes: Changes, name: str) -> Image:
+        """A new image `name`: `image` with what a container changed as one more layer; its configuration stays.
+
+        The same changes give the same digest. Raises UsageError for a name that `resolve` would take for something
+        else, ImageError for changes that no layer can hold.
+        """
+        if name == build.NAME or name.startswith(_TRANSPORTS) or _is_path(name) or _DIGEST.fullmatch(name) or not name:
+            raise UsageError(f"an image can't be called {name!r}", hint="a name like web:2")
+        with self._layout.lock():
+            return self._image(commit(self._layout, self._entry(image), changes, name))
+
+    def _entry(self, image: Image) -> Descriptor:
+        """The image's own entry, which holds the sizes of its layers."""
+        for entry in self._layout.entries():
+            if (entry.name, entry.digest) == (image.name, image.digest):
+                return entry
+        raise ImageError(f"image {image.name} ({image.digest}) is not in the store any more", hint="import it again")
 
     def _resolve_default(self) -> Image:
         """Built anew once a process: it costs little, and busybox may have been upgraded. Else the stored one."""
@@ -235,3 +269,13 @@ class ImageStore:
 def _is_path(reference: str) -> bool:
     """Whether it can only be meant as a file: names of images hold slashes too."""
     return reference.startswith(("/", "./", "../")) or reference.endswith((".tar", ".tar.gz", ".tgz"))
+
+
+def _is_loopback(reference: str) -> bool:
+    """Whether it names a registry by a loopback address: by an address, because names lead anywhere."""
+    if not reference.startswith(_REMOTE):
+        return False
+    try:
+        return ipaddress.ip_address(urlsplit(reference).hostname or "").is_loopback
+    except ValueError:
+        return False

@@ -10,7 +10,10 @@ from bench import process
 from bench.errors import HostError
 from bench.model import Completed
 
-_PACKAGES = {"mkfs.ext4": "e2fsprogs", "qemu-img": "qemu-utils", "skopeo": "skopeo"}
+_PACKAGES = {
+    "mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs", "qemu-img": "qemu-utils",
+    "cp": "coreutils",
+}  # fmt: skip
 
 
 def run_tool(argv: Sequence[str | Path], *, timeout: float, check: bool = True) -> Completed:

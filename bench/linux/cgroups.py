@@ -5,12 +5,11 @@ The functions on paths are used by the launcher too, so this module imports next
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
-V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids")
-"""Hierarchies an instance gets a folder in: its declared limits and its accounting, no more (each costs memory)."""
+V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "cpuset", "pids", "blkio", "devices", "freezer")
+"""Hierarchies that an instance may need a group in; each group costs memory, so none is made unasked."""
 
 
 def v1_mounts(mountinfo: str) -> dict[str, str]:
@@ -68,9 +67,12 @@ def pids(path: str) -> list[int]:
     """Host pids in the group and in those below it; empty if it is gone."""
     found = []
     for folder, _, _ in os.walk(path):
-        # gone meanwhile; or threaded (EOPNOTSUPP: libvirt's vCPUs on v2), then the group above names the process
-        with contextlib.suppress(OSError), open(f"{folder}/cgroup.procs") as file:
-            found += [int(line) for line in file]
+        try:
+            with open(f"{folder}/cgroup.procs") as file:
+                found += [int(line) for line in file]
+        except OSError:
+            # gone meanwhile; or threaded (EOPNOTSUPP: libvirt's vCPUs on v2), then the group above names the process
+            continue
     return found
 
 

@@ -1,7 +1,8 @@
-"""The set-up of a root file system as a list of steps: each can be described, tested as data, and executed.
+"""What a container's own mounts are made of: plain functions that a child runs after clone, in order.
 
-Steps travel as JSON lists to the launcher; a child of it runs them after clone, in order. Targets are below the new
-root while it is being built, and absolute paths inside it after `PivotRoot`.
+Up to `pivot` paths are the host's, after it the container's own: so a symlink of the image leads nowhere else. What is
+to be bound from the host is picked up before (`open_tree`) and put in place after. The old root goes last: a procfs may
+be mounted in a user namespace only where another one is still in sight.
 """
 
 from __future__ import annotations
@@ -9,187 +10,157 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
 
 from bench.linux import syscalls as sys
 
-Json = list[str | int]
+SAFE = sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC
 
 
-class Step:
-    """One step. Fields are strings and numbers, so that `pack` and `unpack` need no schema of their own."""
-
-    __slots__: tuple[str, ...] = ()
-
-    def __init__(self, *values: str | int) -> None:
-        for name, value in zip(self.__slots__, values, strict=True):
-            setattr(self, name, value)
-
-    def pack(self) -> Json:
-        return [type(self).__name__, *(getattr(self, name) for name in self.__slots__)]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Step) and self.pack() == other.pack()
-
-    def __hash__(self) -> int:
-        return hash(tuple(self.pack()))
-
-    def describe(self) -> str:
-        raise AssertionError(type(self))
-
-    def execute(self) -> None:
-        raise AssertionError(type(self))
-
-
-def _escaped(path: str) -> str:
+def escaped(path: str) -> str:
     """Overlay options split at `:` and `,`; a backslash keeps a character as it is."""
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
-class Propagation(Step):
-    """Nothing mounted from here on reaches the host."""
-
-    __slots__ = ()
-
-    def describe(self) -> str:
-        return "mount propagation: private, recursive"
-
-    def execute(self) -> None:
-        sys.mount("none", "/", "", sys.MS_REC | sys.MS_PRIVATE)
+def propagation(flags: int) -> None:
+    """`flags` for every mount: MS_PRIVATE or MS_SLAVE with MS_REC, so that nothing from here on reaches the host."""
+    sys.mount("none", "/", "", flags)
 
 
-class Overlay(Step):
-    """`lower`: layer trees joined by newlines, lowest first. `volatile`: an instance's root is thrown away with it."""
+def overlay_root(lower: str, options: str) -> None:
+    """The root, in the working folder: `lower` is overlay's lowerdir, what the container writes is in `upper`.
 
-    __slots__ = ("lower", "target", "upper", "work")
-    lower: str
-    upper: str
-    work: str
-    target: str
-
-    def options(self) -> str:
-        lower = ":".join(_escaped(path) for path in reversed(self.lower.split("\n")))
-        return f"lowerdir={lower},upperdir={_escaped(self.upper)},workdir={_escaped(self.work)}"
-
-    def describe(self) -> str:
-        return f"overlay on {self.target}: {self.options()}"
-
-    def execute(self) -> None:
-        for folder in (self.upper, self.work, self.target):
-            os.makedirs(folder, exist_ok=True)
-        sys.mount("overlay", self.target, "overlay", 0, self.options())
+    Relative paths: so all containers of one kind share their recipe.
+    """
+    for folder in ("upper", "work", "root"):
+        make_folder(folder)
+    sys.mount("overlay", "root", "overlay", 0, f"lowerdir={lower},upperdir=upper,workdir=work{options}")
 
 
-def overlay(lower: Sequence[str], upper: str, work: str, target: str) -> Overlay:
-    return Overlay("\n".join(lower), target, upper, work)
+def bind_root(path: str) -> None:
+    """The root is a folder that exists; with what is mounted below it."""
+    sys.mount(path, path, "", sys.MS_BIND | sys.MS_REC)
 
 
-class FileSystem(Step):
-    """A file system with no source: proc, sysfs, tmpfs, devpts, mqueue."""
-
-    __slots__ = ("data", "flags", "fstype", "target")
-    fstype: str
-    target: str
-    flags: int
-    data: str
-
-    def describe(self) -> str:
-        return f"{self.fstype} on {self.target} flags={self.flags:#x} {self.data}".rstrip()
-
-    def execute(self) -> None:
-        os.makedirs(self.target, exist_ok=True)
-        sys.mount(self.fstype, self.target, self.fstype, self.flags, self.data)
+def pivot(path: str) -> None:
+    """Make `path` the root; the old one stays mounted over it, out of reach of any path, until `drop_old_root`."""
+    os.chdir(path)
+    sys.pivot_root(".", ".")
 
 
-def filesystem(fstype: str, target: str, flags: int, data: str = "") -> FileSystem:
-    return FileSystem(data, flags, fstype, target)
+def drop_old_root() -> None:
+    sys.umount2(".", sys.MNT_DETACH)
+    os.chdir("/")
 
 
-class Device(Step):
-    """A character device made where it is needed: a bind mount costs more and pins the host's node."""
-
-    __slots__ = ("major", "minor", "target")
-    target: str
-    major: int
-    minor: int
-
-    def describe(self) -> str:
-        return f"device {self.target} c {self.major}:{self.minor}"
-
-    def execute(self) -> None:
-        os.mknod(self.target, stat.S_IFCHR | 0o666, os.makedev(self.major, self.minor))
-        os.chmod(self.target, 0o666)  # whatever the umask was
+def make_folder(path: str) -> None:
+    try:
+        os.mkdir(path, 0o755)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        os.makedirs(path, 0o755, exist_ok=True)
 
 
-class Symlink(Step):
-    __slots__ = ("source", "target")
-    source: str
-    target: str
-
-    def describe(self) -> str:
-        return f"symlink {self.target} -> {self.source}"
-
-    def execute(self) -> None:
-        os.symlink(self.source, self.target)
+def make_file(path: str) -> None:
+    """An empty file to mount a file on."""
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o644))
 
 
-class PivotRoot(Step):
-    """Make `target` the root. Old and new on one another, then the old one detached: no folder for it is needed."""
-
-    __slots__ = ("target",)
-    target: str
-
-    def describe(self) -> str:
-        return f"pivot_root {self.target}"
-
-    def execute(self) -> None:
-        os.chdir(self.target)
-        sys.pivot_root(".", ".")
-        sys.umount2(".", sys.MNT_DETACH)
-        os.chdir("/")
+def filesystem(fstype: str, target: str, flags: int, data: str, source: str) -> None:
+    """A file system of its own: proc, sysfs, tmpfs, devpts, mqueue."""
+    make_folder(target)
+    sys.mount(source, target, fstype, flags, data)
 
 
-class ReadOnly(Step):
+def cgroups(target: str, flags: int, hierarchies: list[str]) -> None:
+    """The container's groups as its cgroup namespace shows them, as roots. `hierarchies`: v1's controllers of each."""
+    filesystem("tmpfs", target, flags & ~sys.MS_RDONLY, "mode=755", "cgroup")
+    for controllers in hierarchies:
+        filesystem("cgroup", f"{target}/{controllers}", flags, controllers, "cgroup")
+    if flags & sys.MS_RDONLY:
+        remount(target, flags)
+
+
+def place(tree: int, target: str, folder: bool) -> None:
+    """Put a tree that `open_tree` picked up where it belongs."""
+    if folder:
+        make_folder(target)
+    elif not os.path.lexists(target):
+        make_file(target)
+    sys.move_mount(tree, target)
+    os.close(tree)
+
+
+def propagate(target: str, flags: int) -> None:
+    sys.mount("none", target, "", flags)
+
+
+def remount(target: str, flags: int) -> None:
+    """Change a bind mount's flags; those that were set before stay, as far as the kernel shows them."""
+    sys.mount("none", target, "", sys.MS_BIND | sys.MS_REMOUNT | flags | _kept(target))
+
+
+def _kept(target: str) -> int:
+    """Flags that hold already: a remount without them would lift them, or, in a user namespace, be refused."""
+    shown = os.statvfs(target).f_flag
+    pairs = ((1, sys.MS_RDONLY), (2, sys.MS_NOSUID), (4, sys.MS_NODEV), (8, sys.MS_NOEXEC), (1024, 1024), (2048, 2048))
+    return sum(flag for bit, flag in pairs if shown & bit)
+
+
+def device(path: str, kind: int, major: int, minor: int, mode: int, uid: int, gid: int) -> None:
+    """A device made where it is needed: a bind mount costs more and pins the host's node. `kind`: S_IFCHR, S_IFBLK."""
+    number = os.makedev(major, minor)
+    try:
+        os.mknod(path, kind | mode, number)
+    except FileExistsError:  # the image's own /dev
+        if os.lstat(path).st_rdev != number or os.path.islink(path):
+            os.unlink(path)
+            os.mknod(path, kind | mode, number)
+    os.chmod(path, mode)  # whatever the umask was
+    if uid or gid:
+        os.chown(path, uid, gid)
+
+
+def fifo(path: str, mode: int, uid: int, gid: int) -> None:
+    os.mkfifo(path, mode)
+    os.chown(path, uid, gid)
+
+
+def symlink(source: str, path: str) -> None:
+    """A link that is there already, as the image wants it, stays."""
+    try:
+        os.symlink(source, path)
+    except FileExistsError:
+        if not stat.S_ISLNK(os.lstat(path).st_mode):
+            raise
+
+
+def read_only(target: str) -> None:
     """Make a path read-only by a bind mount on itself; a path that is not there needs no protection."""
-
-    __slots__ = ("target",)
-    target: str
-
-    def describe(self) -> str:
-        return f"read-only {self.target}"
-
-    def execute(self) -> None:
-        if os.path.exists(self.target):
-            keep = sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC
-            sys.mount(self.target, self.target, "", sys.MS_BIND | sys.MS_REC)
-            sys.mount("none", self.target, "", sys.MS_BIND | sys.MS_REMOUNT | sys.MS_RDONLY | keep)
+    try:
+        sys.mount(target, target, "", sys.MS_BIND | sys.MS_REC)
+    except FileNotFoundError:
+        return
+    sys.mount("none", target, "", sys.MS_BIND | sys.MS_REMOUNT | sys.MS_RDONLY | SAFE)
 
 
-class Mask(Step):
+def mask(target: str) -> None:
     """Hide a path: a file behind /dev/null, a folder behind an empty read-only tmpfs."""
-
-    __slots__ = ("target",)
-    target: str
-
-    def describe(self) -> str:
-        return f"mask {self.target}"
-
-    def execute(self) -> None:
-        try:
-            sys.mount("/dev/null", self.target, "", sys.MS_BIND)
-        except OSError as error:
-            if error.errno == errno.ENOTDIR:
-                sys.mount("tmpfs", self.target, "tmpfs", sys.MS_RDONLY, "size=0")
-            elif error.errno != errno.ENOENT:
-                raise
+    try:
+        sys.mount("/dev/null", target, "", sys.MS_BIND)
+    except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            sys.mount("tmpfs", target, "tmpfs", sys.MS_RDONLY, "size=0")
+        elif error.errno != errno.ENOENT:
+            raise
 
 
-_STEPS = {
-    kind.__name__: kind for kind in (Propagation, Overlay, FileSystem, Device, Symlink, PivotRoot, ReadOnly, Mask)
-}
-
-
-def unpack(packed: Json) -> Step:
-    """The step that `pack` made. Raises KeyError for an unknown kind."""
-    kind, *values = packed
-    return _STEPS[str(kind)](*values)
+ACTIONS = {
+    action.__name__: action
+    for action in (
+        propagation, bind_root, overlay_root, pivot, drop_old_root, make_folder, filesystem, cgroups, propagate,
+        remount, device, fifo, symlink, read_only, mask,
+    )
+}  # fmt: skip
+"""By name, as a recipe's steps call them; `place` needs a tree that only the child's own state knows."""

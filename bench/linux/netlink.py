@@ -5,21 +5,34 @@ Message layout: netlink(7), rtnetlink(7), linux/if_link.h. One socket per networ
 
 from __future__ import annotations
 
+import _socket as socket  # the module around it would double the heap that every launch copies
 import errno
 import os
-import socket
 import struct
 
 RTM_NEWLINK, RTM_DELLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 17, 20, 24
+LOOPBACK = 1
+"""Index of `lo` in every network namespace."""
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x200, 0x400
-IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_PID = 3, 10, 18, 19
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_PID = 1, 3, 10, 18, 19
+IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_NONE = 26, 8, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
+IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE = 1, 5
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 RTA_GATEWAY = 5
 RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 3, 0, 1
 NLMSG_ERROR = 2
 IFF_UP = 1
 NLA_F_NESTED = 0x8000
+
+_IPV6 = os.path.exists("/proc/net/if_inet6")
+"""A kernel without IPv6 refuses to be told anything about it."""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing itself is not imported: see above
+    from collections.abc import Iterator
+
+    Request = tuple[str, int, int, bytes]  # what (its name in an error), message type, flags, body
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _IFINFO = struct.Struct("=BxHiII")  # family, type, index, flags, change
@@ -38,7 +51,7 @@ def _name(text: str) -> bytes:
 
 
 def veth(name: str, peer: str, *, peer_pid: int, master: int) -> bytes:
-    """Both ends at once: `name` up here as a port of the bridge `master`, `peer` in the namespace of `peer_pid`.
+    """Both ends at once: `name` here as a port of the bridge `master`, `peer` in the namespace of `peer_pid`.
 
     The peer is set up by the kernel before the two are joined, when it can't be up yet (ENOTCONN): its side does that.
     """
@@ -47,11 +60,40 @@ def veth(name: str, peer: str, *, peer_pid: int, master: int) -> bytes:
         IFLA_INFO_DATA | NLA_F_NESTED, attribute(VETH_INFO_PEER | NLA_F_NESTED, other)
     )
     return (
-        _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP)
+        _IFINFO.pack(0, 0, 0, 0, 0)
         + _name(name)
         + attribute(IFLA_MASTER, struct.pack("=I", master))
         + attribute(IFLA_LINKINFO | NLA_F_NESTED, info)
     )
+
+
+def bridge(name: str, mac: bytes) -> bytes:
+    """A bridge that forwards at once: no spanning tree, no learning delay.
+
+    Without a hardware address of its own it takes the lowest of its ports', and with a new port's another one: those
+    who know the old one send to nobody then.
+    """
+    data = attribute(IFLA_BR_FORWARD_DELAY, struct.pack("=I", 0)) + attribute(IFLA_BR_STP_STATE, struct.pack("=I", 0))
+    info = attribute(IFLA_INFO_KIND, b"bridge\0") + attribute(IFLA_INFO_DATA | NLA_F_NESTED, data)
+    return (
+        _IFINFO.pack(0, 0, 0, 0, 0)
+        + _name(name)
+        + attribute(IFLA_ADDRESS, mac)
+        + attribute(IFLA_LINKINFO | NLA_F_NESTED, info)
+    )
+
+
+def no_ipv6(index: int, name: str = "") -> Iterator[Request]:
+    """The interface makes no IPv6 address of its own when it comes up.
+
+    Our networks are IPv4 only, and each such address is announced to every port of the bridge: on a full bridge that
+    costs several times what all the rest of a new interface does.
+    """
+    if _IPV6:
+        mode = attribute(IFLA_INET6_ADDR_GEN_MODE, struct.pack("=B", ADDR_GEN_NONE))
+        family = attribute(IFLA_AF_SPEC | NLA_F_NESTED, attribute(socket.AF_INET6 | NLA_F_NESTED, mode))
+        body = _IFINFO.pack(0, 0, index, 0, 0) + (_name(name) if name else b"") + family
+        yield (f"no IPv6 address for {name or index}", RTM_NEWLINK, 0, body)
 
 
 def link_up(index: int) -> bytes:
@@ -88,19 +130,75 @@ class Netlink:
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
+    def batch(self, *requests: Request) -> None:
+        """Send requests in one message: the kernel takes them in order, and answers once unless something fails.
+
+        Raises OSError naming the first that failed; those after it were tried as well.
+        """
+        first = self._sequence + 1
+        self._sequence += len(requests)
+        parts = []
+        for number, (_, kind, flags, body) in enumerate(requests, first):
+            # Only the last asks for an acknowledgement; a failure is always reported.
+            flags |= NLM_F_REQUEST | (NLM_F_ACK if number == self._sequence else 0)
+            parts += [_HEADER.pack(16 + len(body), kind, flags, number, 0), body, b"\0" * (-len(body) % 4)]
+        self._socket.send(b"".join(parts))
+        failed: OSError | None = None
+        number = 0
+        while number != self._sequence:
+            code, number = self._answer()
+            if code and failed is None and first <= number:
+                failed = OSError(code, os.strerror(code), requests[number - first][0])
+        if failed is not None:
+            raise failed
+
+    def _answer(self) -> tuple[int, int]:
+        """Errno (0: done) and sequence number of one answer."""
+        reply = self._socket.recv(65536)
+        _, kind, _, number, _ = _HEADER.unpack_from(reply)
+        return (-struct.unpack_from("=i", reply, 16)[0] if kind == NLMSG_ERROR else errno.EPROTO), number
+
     def request(self, kind: int, body: bytes, flags: int = 0, what: str = "netlink") -> None:
         """Send one request and wait for its acknowledgement. Raises OSError naming `what`."""
-        self._sequence += 1
-        head = _HEADER.pack(16 + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, self._sequence, 0)
-        self._socket.send(head + body)
-        reply = self._socket.recv(65536)
-        _, answer, _, _, _ = _HEADER.unpack_from(reply)
-        code = struct.unpack_from("=i", reply, 16)[0] if answer == NLMSG_ERROR else -errno.EPROTO
-        if code:
-            raise OSError(-code, os.strerror(-code), what)
+        self.batch((what, kind, flags, body))
 
     def create(self, kind: int, body: bytes, what: str) -> None:
         self.request(kind, body, NLM_F_CREATE | NLM_F_EXCL, what)
+
+
+def lo_up() -> Request:
+    """`lo` keeps its ::1."""
+    return ("lo up", RTM_NEWLINK, 0, link_up(LOOPBACK))
+
+
+def attach(link: Netlink, name: str, peer: str, *, peer_pid: int, master: int) -> None:
+    """A veth pair in one exchange: `name` up here on the bridge of index `master`, `peer` in `peer_pid`'s namespace.
+
+    Raises OSError naming the step; EXFULL: the bridge has no port left.
+    """
+    link.batch(
+        (
+            f"veth {name} on bridge {master}", RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL,
+            veth(name, peer, peer_pid=peer_pid, master=master),
+        ),
+        *no_ipv6(0, name),
+        (f"{name} up", RTM_NEWLINK, 0, _IFINFO.pack(0, 0, 0, IFF_UP, IFF_UP) + _name(name)),
+    )  # fmt: skip
+
+
+def configure(link: Netlink, index: int, ip: str, prefix: int, gateway: str) -> None:
+    """The inside of a new network namespace: lo and the interface up, address, default route; one exchange.
+
+    `link` must have been opened in that namespace. Raises OSError naming the step.
+    """
+    new = NLM_F_CREATE | NLM_F_EXCL
+    link.batch(
+        lo_up(),
+        *no_ipv6(index),
+        (f"interface {index} up", RTM_NEWLINK, 0, link_up(index)),
+        (f"address {ip}/{prefix}", RTM_NEWADDR, new, address(index, ip, prefix)),
+        (f"route {gateway}", RTM_NEWROUTE, new, default_route(gateway)),
+    )
 
 
 def delete_link(name: str) -> bool:

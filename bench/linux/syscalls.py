@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
+CLONE_NEWTIME = 0x00000080
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+CLONE_PARENT = 0x00008000
 CLONE_PIDFD = 0x00001000
 CLONE_INTO_CGROUP = 0x200000000
 
@@ -28,16 +32,27 @@ MS_PRIVATE = 1 << 18
 MS_SLAVE = 1 << 19
 MNT_DETACH = 2
 
+SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25  # the module `signal` would bring `enum` along
+
 PR_SET_PDEATHSIG = 1
+PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _SYS_PIVOT_ROOT = 155  # x86-64; the set-up refuses other architectures
-_SYS_CLONE3 = 435
 _SYS_CAPSET = 126
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_CLONE3 = 435
 _CAP_VERSION_3 = 0x20080522
+_AT_EMPTY_PATH = 0x1000
+_AT_RECURSIVE = 0x8000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
 
 # PyDLL keeps the GIL across the call: the child of clone3 goes on in the interpreter and must own it.
 _libc = ctypes.PyDLL(None, use_errno=True)
@@ -53,12 +68,10 @@ class _CloneArgs(ctypes.Structure):
     ]  # fmt: skip
 
 
-class _CapHeader(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
-
-
-class _CapData(ctypes.Structure):
-    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
+# Declared once: converting each argument of each call by hand costs more than the calls themselves.
+_ULONG, _TEXT = ctypes.c_ulong, ctypes.c_char_p
+_libc.prctl.argtypes = [ctypes.c_int, _ULONG, _ULONG, _ULONG, _ULONG]
+_libc.mount.argtypes = [_TEXT, _TEXT, _TEXT, _ULONG, _TEXT]
 
 
 def _check(result: int, what: str) -> int:
@@ -71,10 +84,12 @@ def _check(result: int, what: str) -> int:
 def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
     """Fork with namespaces: (0, -1) in the child, (pid, pidfd) in the parent. Like fork, the stack is copied.
 
-    `cgroup_fd`: a cgroup v2 folder to be born in. Only for a process with one thread. Raises OSError.
+    `cgroup_fd`: a cgroup v2 folder to be born in. With CLONE_PARENT the child is the caller's sibling. Only for a
+    process with one thread. Raises OSError.
     """
     pidfd = ctypes.c_int(-1)
-    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=17)
+    signal = 0 if flags & CLONE_PARENT else 17  # a sibling has its parent's signal already
+    args = _CloneArgs(flags=flags | CLONE_PIDFD, pidfd=ctypes.addressof(pidfd), exit_signal=signal)
     if cgroup_fd is not None:
         args.flags |= CLONE_INTO_CGROUP
         args.cgroup = cgroup_fd
@@ -92,10 +107,9 @@ def setns(fd: int, flags: int) -> None:
 
 
 def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
-    result = _libc.mount(
-        os.fsencode(source), os.fsencode(target), fstype.encode(), ctypes.c_ulong(flags), os.fsencode(data)
-    )
-    _check(result, f"mount {fstype or 'flags'} on {target}")
+    result = _libc.mount(os.fsencode(source), os.fsencode(target), fstype.encode(), flags, os.fsencode(data))
+    if result:  # the message takes longer than the call
+        _check(result, f"mount {fstype or 'flags'} on {target}")
 
 
 def umount2(target: str, flags: int = 0) -> None:
@@ -106,26 +120,41 @@ def pivot_root(new_root: str, put_old: str) -> None:
     _check(_libc.syscall(_SYS_PIVOT_ROOT, os.fsencode(new_root), os.fsencode(put_old)), f"pivot_root {new_root}")
 
 
+def open_tree(path: str, recursive: bool) -> int:
+    """A copy of the mount at `path`, attached nowhere yet; with those below it if `recursive`. A descriptor."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    return _check(_libc.syscall(_SYS_OPEN_TREE, -100, os.fsencode(path), ctypes.c_uint(flags)), f"open_tree {path}")
+
+
+def move_mount(tree: int, target: str) -> None:
+    """Attach what `open_tree` returned."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, tree, b"", -100, os.fsencode(target), flags), f"move_mount on {target}")
+
+
 def sethostname(name: str) -> None:
     data = name.encode()
     _check(_libc.sethostname(data, len(data)), f"sethostname {name}")
 
 
-def prctl(option: int, arg2: int = 0) -> int:
-    words = [ctypes.c_ulong(value) for value in (arg2, 0, 0, 0)]
-    return _check(_libc.prctl(option, *words), f"prctl {option}")
+def setdomainname(name: str) -> None:
+    data = name.encode()
+    _check(_libc.setdomainname(data, len(data)), f"setdomainname {name}")
 
 
-def keep_capabilities(kept: frozenset[int], last: int) -> None:
-    """Drop all capabilities but `kept` (numbers up to `last`) from the bounding, permitted, effective and inheritable
-    sets; the ambient set is cleared."""
-    for number in range(last + 1):
-        if number not in kept:
-            prctl(PR_CAPBSET_DROP, number)
-    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    data = (_CapData * 2)()
-    for number in kept:
-        data[number // 32].effective |= 1 << (number % 32)
-        data[number // 32].permitted |= 1 << (number % 32)
-    header = _CapHeader(_CAP_VERSION_3, 0)
-    _check(_libc.syscall(_SYS_CAPSET, ctypes.byref(header), ctypes.byref(data)), "capset")
+def restore_signals() -> None:
+    """The interpreter ignores these, and exec would hand that on."""
+    for number in (SIGPIPE, SIGXFSZ):
+        _libc.signal(number, ctypes.c_void_p(0))
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
+    result = int(_libc.prctl(option, arg2, arg3, 0, 0))
+    return result if result >= 0 else _check(result, f"prctl {option} {arg2}")
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set this process's three sets, each a bit mask of capability numbers."""
+    words = [one >> shift & 0xFFFFFFFF for shift in (0, 32) for one in (effective, permitted, inheritable)]
+    header, data = struct.pack("=Ii", _CAP_VERSION_3, 0), struct.pack("=6I", *words)
+    _check(_libc.syscall(_SYS_CAPSET, header, data), "capset")

@@ -9,7 +9,9 @@ import signal
 import pytest
 
 from bench.container.client import explain
-from bench.container.groups import CgroupLayout
+from bench.container.groups import CgroupLayout, cpu_weight
+from bench.container.spec import resources_of
+from bench.container.spec_records import BlockIO, Cpu, Memory, Resources
 from bench.drivers.network import PREFIX, free_subnet
 from bench.drivers.process import loopback_address, needs_root
 from bench.errors import HostError, Interrupted
@@ -18,26 +20,36 @@ from bench.verbs.interrupts import Interrupts
 from tests.unit import hosts
 
 RUN = RunId("20261124-000000-test-abc123")
+V1 = "/nowhere/cgroup"
+LIMITS_OF_CPU = Limits(memory=64 * MIB, cpus=0.5, pids=0)
 LIMITS = Limits(memory=64 * MIB, cpus=0.5, pids=32)
 
 
 def test_groups_on_v1() -> None:
-    layout = CgroupLayout({"memory": "/c/memory", "cpu": "/c/cpu", "cpuacct": "/c/cpu", "pids": "/c/pids"}, None)
-    groups = layout.groups(RUN, "abc123-c1", LIMITS)
+    layout = CgroupLayout({name: f"{V1}/{name}" for name in ("memory", "cpu", "cpuacct", "pids")}, None)
+    groups = layout.groups("bench-abc123", resources_of(LIMITS))
     assert layout.kind == "v1"
-    assert groups.paths["memory"] == "/c/memory/bench-abc123/abc123-c1"
+    assert groups.of("abc123-c1")["memory"] == f"{V1}/memory/bench-abc123/abc123-c1"
     assert dict(groups.settings["memory"]) == {"memory.limit_in_bytes": str(64 * MIB)}
     assert dict(groups.settings["cpu"])["cpu.cfs_quota_us"] == "50000"
     assert groups.settings["cpuacct"] == []
-    assert groups.unified is None
-    assert layout.parents(RUN) == ["/c/memory/bench-abc123", "/c/cpu/bench-abc123", "/c/pids/bench-abc123"]
+    assert not groups.unified
+    assert layout.parents(RUN)[:2] == [f"{V1}/memory/bench-abc123", f"{V1}/cpu/bench-abc123"]
+
+
+def test_controllers_in_one_hierarchy_share_a_group() -> None:
+    shared = dict.fromkeys(("cpu", "cpuacct"), f"{V1}/cpu")
+    groups = CgroupLayout({"memory": f"{V1}/memory", **shared}, None).groups("p", resources_of(LIMITS_OF_CPU))
+    assert [parent for parent, _ in groups.recipe()] == [f"{V1}/memory/p", f"{V1}/cpu/p"]
+    assert len(dict(groups.recipe())[f"{V1}/cpu/p"]) == 2
 
 
 def test_groups_on_v2() -> None:
     layout = CgroupLayout({}, "/sys/fs/cgroup")
-    groups = layout.groups(RUN, "abc123-c1", LIMITS)
+    groups = layout.groups("bench-abc123", resources_of(LIMITS))
     assert layout.kind == "v2"
-    assert groups.unified == "/sys/fs/cgroup/bench-abc123/abc123-c1"
+    assert groups.unified
+    assert groups.of("abc123-c1") == {"unified": "/sys/fs/cgroup/bench-abc123/abc123-c1"}
     assert dict(groups.settings["unified"]) == {
         "memory.max": str(64 * MIB),
         "cpu.max": "50000 100000",
@@ -46,14 +58,35 @@ def test_groups_on_v2() -> None:
 
 
 def test_a_host_with_both_keeps_its_controllers_on_v1() -> None:
-    layout = CgroupLayout({"memory": "/c/memory"}, "/c/unified")
+    layout = CgroupLayout({"memory": f"{V1}/memory", "cpu": f"{V1}/cpu", "pids": f"{V1}/pids"}, "/c/unified")
     assert layout.kind == "hybrid"
-    assert list(layout.groups(RUN, "abc123-c1", LIMITS).paths) == ["memory"]
+    assert "unified" not in layout.groups("p", resources_of(LIMITS)).parents
 
 
 def test_no_hierarchy_is_said() -> None:
     with pytest.raises(HostError, match="no cgroup hierarchy"):
-        CgroupLayout({}, None).groups(RUN, "abc123-c1", LIMITS)
+        CgroupLayout({}, None).groups("p", resources_of(LIMITS))
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        (Resources(block_io=BlockIO(weight=100)), "blkio"),
+        (Resources(cpu=Cpu(cpus="0")), "cpuset"),
+    ],
+)
+def test_a_limit_without_its_controller_is_refused(resources: Resources, said: str) -> None:
+    with pytest.raises(HostError, match=said):
+        CgroupLayout({"memory": f"{V1}/memory"}, None).groups("p", resources)
+
+
+def test_swappiness_of_a_group_is_refused_on_v2() -> None:
+    with pytest.raises(HostError, match="swappiness"):
+        CgroupLayout({}, "/sys/fs/cgroup").groups("p", Resources(memory=Memory(swappiness=10)))
+
+
+def test_shares_become_weights() -> None:
+    assert [cpu_weight(shares) for shares in (2, 1024, 262_144)] == [1, 39, 10_000]
 
 
 def test_the_first_free_subnet_is_taken() -> None:
@@ -65,14 +98,14 @@ def test_the_first_free_subnet_is_taken() -> None:
 @pytest.mark.parametrize(
     ("step", "number", "said"),
     [
-        ("exec /bin/nosuch", errno.ENOENT, "no such program"),
-        ("veth bnabc123c1 on bnabc123br0", errno.EXFULL, "1,024 ports"),
-        ("overlay on /x: lowerdir=", errno.EINVAL, "BENCH_STATE"),
+        (["exec", "/bin/nosuch"], errno.ENOENT, "no such program"),
+        (["veth bnabc123c1 on bridge 7"], errno.EXFULL, "1,023 ports"),
+        (["overlay_root", "/l2:/l1", ""], errno.EINVAL, "BENCH_STATE"),
     ],
 )
-def test_a_failing_step_is_named_with_what_its_errno_means_there(step: str, number: int, said: str) -> None:
+def test_a_failing_step_is_named_with_what_its_errno_means_there(step: list[str], number: int, said: str) -> None:
     text = explain({"step": step, "errno": number, "error": "it"})
-    assert text.startswith(step)
+    assert text.startswith(step[0].replace("_", " "))
     assert said in text
 
 
