@@ -48,8 +48,9 @@ bench-cli: setup ## bound: `bench --help` costs at most 5 x an empty Python
 	@$(VENV)/python -m benchmarks.cli
 
 lock: ## write requirements.lock anew from pyproject.toml, without index addresses (needs pip-tools on PATH)
-	pip-compile -q --extra vm --group pyproject.toml:dev --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml
+	@python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")' > .dev.in
+	pip-compile -q --extra vm --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock pyproject.toml .dev.in; rm .dev.in
 
 clean: ## remove what dead runs left on this host
 	@$(VENV)/bench clean
