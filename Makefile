@@ -4,7 +4,7 @@ SHELL := /bin/bash
 VENV := .venv/bin
 REQUIRE ?= root,libvirt
 
-.PHONY: help setup density test test-full unit integration lint images bench-cli bench-runtime lock clean
+.PHONY: help setup density test test-full unit integration lint images bench-cli bench-runtime bench-runtime-scale lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -43,6 +43,9 @@ test-full: setup-test lint unit ## `make test` and the slow ones
 bench-runtime: ## bounds: a container launch beside its floor in C, bwrap, crun, runc, lxc and docker (as root)
 	@tools/setup.sh --benchmarks
 	@$(VENV)/python -m benchmarks.runtime
+
+bench-runtime-scale: setup ## bounds: 10,000 containers beside 10,000 of the floor in C (as root; about half an hour, 24 GiB)
+	@$(VENV)/python -m benchmarks.scale
 
 bench-cli: setup ## bound: `bench --help` costs at most 5 x an empty Python
 	@$(VENV)/python -m benchmarks.cli

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bench import __version__
+from bench.verbs.container import container
 
 EXIT_CODES = """\b
 Exit codes:
@@ -169,3 +170,6 @@ def image_inspect(reference: str, as_json: bool) -> int:
     from bench.verbs import listing
 
     return listing.show_image(reference, as_json)
+
+
+cli.add_command(container)

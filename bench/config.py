@@ -50,6 +50,10 @@ DEFAULT_PROFILE: Mapping[str, str] = {"process": "default", "container": "defaul
 PROFILES: Mapping[str, Mapping[str, object]] = {
     "process:default": {},
     "container:default": {},
+    "container:fuse-overlayfs": {"storage": "fuse-overlayfs"},
+    "container:copy": {"storage": "copy"},
+    "container:reflink": {"storage": "reflink"},
+    "container:btrfs": {"storage": "btrfs"},
     "vm:stock": {},
 }
 """`driver:profile` -> the settings in which it differs from the driver's own defaults."""

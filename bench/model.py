@@ -87,7 +87,7 @@ class ProcessSettings(Struct, frozen=True, forbid_unknown_fields=True):
 class ContainerSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Keys of the `container` driver (the built-in runtime)."""
 
-    storage: Literal["overlay"] = "overlay"
+    storage: Literal["overlay", "fuse-overlayfs", "copy", "reflink", "btrfs"] = "overlay"
     network: Network = "bridge"
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -43,13 +45,13 @@ class Ours:
         shared = (stage.rules,) if stage.rules else ()
         self._recipe = launcher.learn(recipe(spec, Kitchen(root, stage.folder, stage.groups, shared, stage.filter)))
         self._number = 0
-        self.running: list[tuple[str, LaunchedProcess]] = []
+        self.running: deque[tuple[str, LaunchedProcess]] = deque()
 
     def start(self, *, keep: bool = False) -> float:
         began = time.monotonic_ns()
         number = self._number
         self._number += 1
-        name = f"ours-{number}"
+        name = f"{self.name}-{number}"
         own = f"{self._stage.folder}/{name}"
         os.mkdir(own)
         process = self._launcher.launch(self._recipe, self._place(name, own, number), pidfd=not keep)
@@ -68,7 +70,8 @@ class Ours:
         )  # fmt: skip
 
     def end(self) -> None:
-        name, process = self.running.pop()
+        """The oldest that runs."""
+        name, process = self.running.popleft()
         process.close()
         self._launcher.destroy(self._recipe, name, process.pid)
         shutil.rmtree(self._stage.folder / name)
@@ -83,38 +86,45 @@ def spread(bridges: Sequence[Bridge], number: int) -> tuple[Bridge, int]:
 
 
 class Floor:
-    """A C program that does the steps itself, on request, and stamps them by the same clock."""
+    """A C program that does the steps itself; asked as our launcher is, over the same kind of socket."""
 
     def __init__(self, name: str, argv: Sequence[object]) -> None:
         self.name = name
-        self._child = subprocess.Popen([*map(str, argv)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._link, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:  # it is descriptor 3 there
+            words = ["sh", "-c", f'exec "$@" 3<&{theirs.fileno()}', "sh", *map(str, argv)]
+            self._child = subprocess.Popen(words, pass_fds=(theirs.fileno(),))
         self._number = 0
-        self.running: list[int] = []
+        self.running: deque[int] = deque()
 
-    def _ask(self, what: str) -> float:
-        assert self._child.stdin is not None
-        assert self._child.stdout is not None
-        self._child.stdin.write(what + "\n")
-        self._child.stdin.flush()
-        answer = self._child.stdout.readline().split()
-        if answer[:1] != ["ok"]:
+    def _ask(self, what: str) -> list[int]:
+        self._link.send(what.encode())
+        answer, fds, _, _ = socket.recv_fds(self._link, 16, 1)
+        if answer != b"ok":
             raise SystemExit(f"the {self.name} failed: its message is above")
-        return int(answer[1]) / 1e9
+        return fds
 
     def start(self) -> float:
         """Numbers are never used twice: a network device lives on for a while when its instance is gone."""
-        took = self._ask(f"launch {self._number}")
+        began = time.monotonic_ns()
+        (output,) = self._ask(f"launch {self._number}")
+        first = os.read(output, 1)
+        took = time.monotonic_ns() - began
+        os.close(output)
+        if not first:
+            raise SystemExit(f"the {self.name}'s payload did not start: its message is above")
         self.running.append(self._number)
         self._number += 1
-        return took
+        return took / 1e9
 
     def end(self) -> None:
-        self._ask(f"destroy {self.running.pop()}")
+        self._ask(f"destroy {self.running.popleft()}")
 
     def close(self) -> None:
         while self.running and self._child.poll() is None:
             self.end()
-        self._child.communicate()
+        self._link.close()
+        self._child.wait()
 
 
 @contextmanager
@@ -126,9 +136,9 @@ def bare_floor(stage: Stage) -> Iterator[Floor]:
 
 
 @contextmanager
-def equal_floor(stage: Stage, networked: bool = True) -> Iterator[Floor]:
+def equal_floor(stage: Stage, folder: str = "equal-work", networked: bool = True) -> Iterator[Floor]:
     """The same groups, filter, network as `Ours`."""
-    work = stage.folder / "equal-work"
+    work = stage.folder / folder
     work.mkdir()
     networks = [f"{one.name},{one.address(0)},20,{one.gateway}" for one in stage.bridges] if networked else ["none"]
     groups = [

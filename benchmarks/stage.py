@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bench import process
 from bench.container.groups import CgroupLayout, Groups, device_group, layout
 from bench.container.recipe import Filter
 from bench.container.seccomp import compile_file
 from bench.container.spec import DEFAULT_DEVICE_RULES, default_seccomp, resources_of
-from bench.container.spec_records import Resources
 from bench.linux import cgroups, interfaces
 from bench.model import Limits
 
@@ -68,9 +68,10 @@ def stage(folder: Path, bridges: int) -> Iterator[Stage]:
         shutil.copytree(layers[1], rootfs, dirs_exist_ok=True)
         groups.prepare(PARENT)
         stack.callback(_remove_groups, groups)
-        rules = device_group(groups, PARENT, Resources(devices=DEFAULT_DEVICE_RULES))
+        resources = replace(resources_of(LIMITS), devices=DEFAULT_DEVICE_RULES)
+        wanted = groups.groups(PARENT, resources, ruled=True)
+        rules = device_group(groups, PARENT, resources, wanted)
         made = tuple(stack.enter_context(_bridge(number)) for number in range(bridges))
-        wanted = groups.groups(PARENT, resources_of(LIMITS))
         yield Stage(folder, layers, rootfs, wanted, rules, Filter(str(compile_file(default_seccomp(), folder))), made)
 
 

@@ -195,10 +195,17 @@ class Launcher:
                 os.close(fd)
         return Completed(int(status), *(text.decode(errors="replace") for text in output))
 
-    def attach(self, recipe: int, place: Placed, target: int, streams: Sequence[int]) -> tuple[int, int]:
-        """Like `exec`, with the caller's own standard streams, and without waiting. Returns pid and pidfd."""
-        answer, (pidfd,) = self._ask({"do": "exec", "recipe": recipe, "target": target, **_fields(place)}, 1, streams)
-        return int(answer["pid"]), pidfd
+    def attach(
+        self, recipe: int, place: Placed, target: int, streams: Sequence[int], born: int | None = None
+    ) -> tuple[int, int, int]:
+        """Like `exec`, with the caller's own standard streams, and without waiting. Returns pid, pidfd and the master of
+        its terminal, -1 without one.
+
+        `born`: when the target started; another process of its number is not joined.
+        """
+        request = {"do": "exec", "recipe": recipe, "target": target, "born": born, **_fields(place)}
+        answer, (pidfd, *master) = self._ask(request, 2, streams)
+        return int(answer["pid"]), pidfd, master[0] if master else -1
 
     def wait(self, pid: int) -> int | None:
         """Exit status of a process that has ended; None if it was collected before."""

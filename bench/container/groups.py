@@ -15,9 +15,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from bench.container import profile
 from bench.container.spec_records import Cpu, Memory, Resources
-from bench.errors import ConfigError, HostError
-from bench.linux import cgroups
+from bench.errors import HostError
+from bench.linux import cgroups, devices
 from bench.model import RunId, token_of
 
 Settings = list[tuple[str, str]]
@@ -69,13 +70,18 @@ class CgroupLayout(Struct, frozen=True):
         """The run's own group in each hierarchy."""
         return [f"{top}/{run_group(run)}" for top in self.tops()]
 
-    def groups(self, parent: str, resources: Resources, *, pausable: bool = False) -> Groups:
-        """Groups below `parent` (a relative path) with these limits. Raises HostError for what can't be enforced."""
+    def groups(self, parent: str, resources: Resources, *, pausable: bool = False, ruled: bool = False) -> Groups:
+        """Groups below `parent` (a relative path) with these limits. Raises HostError for what can't be enforced.
+
+        `ruled`: for instances with device rules, which on v2 have a group in between; see `device_group`.
+        """
+        _refuse_idle(resources)
         if self.v1:
             return self._v1(parent, resources, pausable)
         if self.v2:
             settings = _v2_settings(resources, Path(self.v2))
-            return Groups({"unified": f"{self.v2}/{parent}"}, {"unified": settings}, True)
+            folder = f"{parent}/{_rules_name(resources)}" if ruled else parent
+            return Groups({"unified": f"{self.v2}/{folder}"}, {"unified": settings}, True)
         raise HostError("no cgroup hierarchy is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
 
     def _v1(self, parent: str, resources: Resources, pausable: bool) -> Groups:
@@ -108,6 +114,22 @@ class CgroupLayout(Struct, frozen=True):
         if not self.v1 and self.v2:
             for folder in (self.v2, *(f"{self.v2}/{one}" for one in _and_above(parent))):
                 _delegate(folder)
+
+
+def _refuse_idle(resources: Resources, slash: Path = Path("/")) -> None:
+    """What there is a file for, and no effect. `slash` holds the `sys` and `proc` to look at."""
+    if resources.block_io is not None and resources.block_io.weight:
+        schedulers = slash.glob("sys/block/*/queue/scheduler")
+        if not any("[bfq]" in path.read_text() for path in schedulers):
+            raise HostError("a blkio weight has no effect: no disk here is under bfq", hint=_WITHOUT["blkio.weight"])
+    memory = resources.memory or Memory()
+    if memory.swap and memory.swap > max(memory.limit or 0, 0) and not _swap(slash):
+        hint = "swapon, or leave linux.resources.memory.swap out"
+        raise HostError(f"no swap on this host, so {memory.swap} bytes with swap can't be given", hint=hint)
+
+
+def _swap(slash: Path) -> bool:
+    return len((slash / "proc/swaps").read_text().splitlines()) > 1  # below its heading
 
 
 _WITHOUT = {
@@ -249,18 +271,23 @@ def cpu_weight(shares: int) -> int:
 # --- device rules ---
 
 
-def device_group(layout: CgroupLayout, parent: str, resources: Resources) -> str | None:
+def device_group(layout: CgroupLayout, parent: str, resources: Resources, groups: Groups) -> str | None:
     """The v1 group of these device rules, made and filled: one for all instances that have the same rules.
 
-    A group for each would cost every launch a dozen writes. None on a pure v2 host: see `bench.linux.devices`.
-    Raises HostError if rules are asked for and v1's controller is not mounted.
+    A group for each would cost every launch a dozen writes. On a pure v2 host it is the one that `groups` are in, and
+    there is none to join: None. Raises HostError for what this host can't enforce.
     """
-    if not resources.devices or not layout.v1:
+    if not layout.v1:
+        _rule(groups.parents["unified"], resources)
         return None
     if "devices" not in layout.v1:
         raise HostError("no devices cgroups here: mknod could open any disk", hint="mount the devices hierarchy")
-    lines = [(rule.allow, _rule(rule.type, rule.major, rule.minor, rule.access)) for rule in resources.devices]
-    folder = f"{layout.v1['devices']}/{parent}/rules-{zlib.crc32(repr(lines).encode()):08x}"
+    try:
+        lines = devices.v1_lines(_rules(resources))
+    except ValueError as error:
+        hint = "name what is allowed one by one, or boot with cgroup v2"
+        raise HostError(f"linux.resources.devices: cgroup v1 can't enforce that {error}", hint=hint) from error
+    folder = f"{layout.v1['devices']}/{parent}/{_rules_name(resources)}"
     if not os.path.isdir(folder):
         os.makedirs(folder)
         for allow, line in lines:
@@ -268,13 +295,43 @@ def device_group(layout: CgroupLayout, parent: str, resources: Resources) -> str
     return folder
 
 
-def _rule(kind: str | None, major: int | None, minor: int | None, access: str) -> str:
-    if kind in (None, "a"):
-        if (major, minor) not in ((None, None), (-1, -1)):
-            raise ConfigError("a device rule for all types can't name a device")
-        return "a"
-    numbers = ["*" if number is None or number < 0 else str(number) for number in (major, minor)]
-    return f"{kind} {':'.join(numbers)} {access}"
+def _rule(folder: str, resources: Resources) -> None:
+    """A v2 group with these rules; all below it are under them too."""
+    os.makedirs(folder, exist_ok=True)
+    _delegate(folder)
+    try:
+        devices.attach(folder, _rules(resources))
+    except OSError as error:
+        hint = "a kernel with CONFIG_CGROUP_BPF"
+        raise HostError(f"device rules of {folder}: {error.strerror}", hint=hint) from error
+
+
+def _rules_name(resources: Resources) -> str:
+    """The same for the same rules."""
+    return f"rules-{zlib.crc32(repr(_rules(resources)).encode()):08x}"
+
+
+def _rules(resources: Resources) -> list[devices.Rule]:
+    """The usual devices may be used unless a rule is about them, as with other runtimes: "deny all" means the rest."""
+    rules = [
+        devices.Rule(rule.allow, rule.type or "a", _any(rule.major), _any(rule.minor), rule.access)
+        for rule in resources.devices
+    ]
+    whole = [at for at, rule in enumerate(rules) if rule.kind == "a" and set(rule.access) == set("rwm")]
+    if whole and rules[whole[-1]].allow:
+        return rules
+    after = whole[-1] + 1 if whole else 0
+    return [*rules[:after], *_USUAL, *rules[after:]]
+
+
+_USUAL = (
+    *(devices.Rule(True, kind, None, None, "m") for kind in "cb"),
+    *(devices.Rule(True, "c", major, minor, "rwm") for major, minor in profile.USABLE_DEVICES),
+)
+
+
+def _any(number: int | None) -> int | None:
+    return None if number is None or number < 0 else number
 
 
 # --- what is in them ---

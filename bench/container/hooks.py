@@ -19,15 +19,16 @@ def state(name: str, status: str, pid: int, bundle: str) -> bytes:
     return json.dumps({"ociVersion": OCI_VERSION, "id": name, "status": status, "pid": pid, "bundle": bundle}).encode()
 
 
-def run_hook(hook: dict[str, Any], told: bytes) -> None:
-    """Run one hook (path, args, env, timeout in seconds or None) to its end.
+def run_hook(hook: dict[str, Any], told: bytes, streams: tuple[int, int] = (1, 2)) -> None:
+    """Run one hook (path, args, env, timeout in seconds or None) to its end; `streams`: what it says goes there.
 
     Raises OSError naming it if it can't be started, exits with a status, or takes longer than its timeout.
     """
     path, argv = hook["path"], hook["args"] or [hook["path"]]
     stdin, tell = os.pipe()
     environment = dict(entry.split("=", 1) for entry in hook["env"])
-    pid = os.posix_spawn(path, argv, environment, file_actions=[(os.POSIX_SPAWN_DUP2, stdin, 0)])
+    placed = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate((stdin, *streams))]
+    pid = os.posix_spawn(path, argv, environment, file_actions=placed)
     os.close(stdin)
     try:
         os.write(tell, told)

@@ -6,27 +6,33 @@ name on the status socket, which exec closes: its end without a word is the proo
 
 from __future__ import annotations
 
+import _signal
 import _socket
+import ctypes
 import os
 import time
 
-from bench.linux import cgroups, identity, messages, mounts, netlink, seccomp, syscalls
+from bench.linux import cgroups, identity, messages, mounts, netlink, program, seccomp, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing itself is not imported: see above
+    from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
+
+    from bench.linux.program import Op, Program
 
     Step = list[Any]
 
 PLAIN = {**mounts.ACTIONS, **identity.ACTIONS}
+"""Steps that are the same for every instance of a recipe; the others are of `PLACED`, or methods of `Child`."""
 
 
 class Recipe:
     """What all instances of one kind have in common. Plain JSON values, checked where they were made."""
 
     __slots__ = (
-        "argv", "awaits", "env", "exec_steps", "gid_map", "groups", "hooks", "joins", "namespaces", "shared", "steps",
-        "terminal", "uid_map", "umask", "unified",
+        "argv", "awaits", "child", "env", "exec_steps", "filters", "gid_map", "groups", "hooks", "joins", "namespaces",
+        "shared", "steps", "terminal", "uid_map", "umask", "unified", "_inside", "_set_up",
     )  # fmt: skip
     namespaces: int  # CLONE_NEW*, made anew
     joins: list[tuple[str, int]]  # namespace file, CLONE_NEW*
@@ -44,9 +50,38 @@ class Recipe:
     terminal: bool
 
     def __init__(self, fields: dict[str, object]) -> None:
+        """Raises OSError if a file it names can't be read."""
         for name, value in fields.items():
             setattr(self, name, value)
         self.awaits = ["await_parent"] in self.steps
+        self.child: Child | None = None  # in the child only
+        self.filters: list[ctypes.Array[ctypes.c_char]] = []  # their addresses are in the programs
+        self._set_up = [self._compile(number, *step) for number, step in enumerate(self.steps)]
+        self._inside = [self._compile(number, *step) for number, step in enumerate(self.exec_steps)]
+
+    def _compile(self, number: int, name: str, *values: Any) -> Program | Callable[[Place], Program]:
+        """A step's operations; or what makes them when it is known where the instance goes."""
+        if (action := PLAIN.get(name)) is not None:
+            return program.operations(action(*values), number)
+        if (placed := PLACED.get(name)) is not None:
+            return lambda place: program.operations(placed(self, place), number)
+        if name == "seccomp":
+            return program.operations(self._filter(*values), number)
+        return [((lambda: getattr(self.child, name)(*values)), None, number)]
+
+    def _filter(self, path: str, flags: int) -> Op:
+        with open(path, "rb") as file:
+            data = file.read()
+        self.filters.append(ctypes.create_string_buffer(data, len(data)))
+        return program.seccomp(self.filters[-1], len(data) // seccomp.INSTRUCTION, flags)
+
+    def program(self, place: Place, *, inside: bool = False) -> Program:
+        """All that a child is to do for an instance at `place`; or for one more process `inside` a running one."""
+        made: Program = []
+        for part in self._inside if inside else self._set_up:
+            made += part(place) if callable(part) else part
+        made += program.operations([*program.restore_signals(), program.umask(self.umask)], -1)
+        return made
 
 
 class Place:
@@ -77,10 +112,12 @@ class Place:
 class Streams:
     """Descriptors of one child: its end of the status socket and the three standard streams."""
 
-    __slots__ = ("errors", "output", "status", "stdin")
+    STANDARD = ("stdin", "output", "errors")
+    __slots__ = (*STANDARD, "nulls", "status")
 
     def __init__(self, status: int, stdin: int, output: int, errors: int) -> None:
         self.status, self.stdin, self.output, self.errors = status, stdin, output, errors
+        self.nulls = [name for name in self.STANDARD if os.fstat(getattr(self, name)).st_rdev == mounts.NULL]
 
 
 def group_paths(recipe: Recipe, name: str) -> list[str]:
@@ -93,46 +130,85 @@ def make_groups(recipe: Recipe, name: str) -> None:
         cgroups.make(f"{parent}/{name}", settings)
 
 
+def _own_groups(recipe: Recipe, place: Place) -> Iterator[Op]:
+    """Make this instance's v1 groups and join them: a thread that moves itself needs no grace period."""
+    for parent, settings in recipe.groups:
+        group = f"{parent}/{place.name}"
+        yield from program.mkdir(group)
+        for file, value in settings:
+            yield program.write(f"{group}/{file}", value)
+        yield program.write(f"{group}/tasks", "0")
+    yield from _shared_groups(recipe, place)
+
+
+def _join_groups(recipe: Recipe, place: Place) -> Iterator[Op]:
+    """Groups that exist: of a running instance, or made by the launcher."""
+    for group in group_paths(recipe, place.name):
+        yield program.write(f"{group}/tasks", "0")
+    yield from _shared_groups(recipe, place)
+
+
+def _shared_groups(recipe: Recipe, _: Place) -> Iterator[Op]:
+    for group in recipe.shared:
+        yield program.write(f"{group}/tasks", "0")
+
+
+PLACED: dict[str, Callable[[Recipe, Place], Any]] = {
+    "own_groups": _own_groups,
+    "join_groups": _join_groups,
+    "shared_groups": _shared_groups,
+    "own_folder": lambda _, place: program.chdir(place.folder),
+    "host_name": lambda _, place: program.sethostname(place.hostname),
+}
+"""Steps whose operations the launcher makes when it knows where an instance goes."""
+
+
+def _found(program: str, env: dict[str, str]) -> str:
+    """The file it means, by the payload's PATH. os.execvpe would import a module for that, from the container's files."""
+    if "/" in program:
+        return program
+    paths = [f"{folder or '.'}/{program}" for folder in env.get("PATH", "/usr/bin:/bin").split(":")]
+    return next((path for path in paths if os.access(path, os.X_OK)), paths[0])
+
+
 class Child:
     """A process on its way to become an instance's payload: the steps that need to know where it is."""
 
-    def __init__(self, recipe: Recipe, place: Place, streams: Streams, filters: dict[str, bytes]) -> None:
-        self.recipe, self.place, self.streams, self.filters = recipe, place, streams, filters
+    def __init__(self, recipe: Recipe, place: Place, streams: Streams) -> None:
+        self.recipe, self.place, self.streams = recipe, place, streams
+        self.configuration = b""  # netlink messages for our end of the veth pair
         self.trees: list[int] = []
+        self.trace: list[tuple[int, int]] = []
         self.target = -1  # pidfd of the instance that an exec joins
 
-    def become(self, steps: list[Step], traced: bool = False) -> NoReturn:
-        """Run the steps, then the payload; or report why not and exit with 127."""
+    def become(self, steps: list[Step], compiled: Program, traced: bool = False) -> NoReturn:
+        """Make the calls of the steps, then become the payload; or report why not and exit with 127."""
+        self.recipe.child = self
         step: Step = ["start"]
-        trace = []
         try:
-            for step in steps:  # what failed is read in the handler below
-                name, *values = step
-                action = PLAIN.get(name)
-                if action is not None:
-                    action(*values)
-                else:
-                    getattr(self, name)(*values)
-                if traced:
-                    trace.append((name, time.monotonic_ns()))
+            program.run(compiled, self._note if traced else None)
             if traced:
-                self.tell({"trace": trace})
+                self.tell({"trace": [(steps[number][0], at) for number, at in self.trace]})
             argv = self.place.argv or self.recipe.argv
             step = ["exec", argv[0]]
             self._exec(argv)
+        except program.StepError as error:
+            self.tell({"step": steps[error.step], "errno": error.errno, "error": str(error)})
         except OSError as error:
             self.tell({"step": step, "errno": error.errno or 0, "error": str(error)})
         finally:
             os._exit(127)
+
+    def _note(self, step: int) -> None:
+        self.trace.append((step, time.monotonic_ns()))
 
     def _exec(self, argv: list[str]) -> None:
         streams = self.streams
         if not self.recipe.terminal:
             for target, fd in enumerate((streams.stdin, streams.output, streams.errors)):
                 os.dup2(fd, target)
-        syscalls.restore_signals()
-        os.umask(self.recipe.umask)
-        os.execvpe(argv[0], argv, {**self.recipe.env, **self.place.env})
+        env = {**self.recipe.env, **self.place.env}
+        os.execve(_found(argv[0], env), argv, env)
 
     def tell(self, report: dict[str, object]) -> None:
         os.write(self.streams.status, messages.encode(report))
@@ -141,50 +217,38 @@ class Child:
 
     def await_parent(self) -> None:
         """Until the launcher has done its part; if it died or gave up, there is nobody to report to."""
-        if not os.read(self.streams.status, 1):
+        word = os.read(self.streams.status, 4096)
+        if not word:
             os._exit(126)
+        self.configuration = word[1:]
 
     def hold(self) -> None:
         """All is set up; the payload waits for its start."""
         self.tell({"held": True})
         self.await_parent()
 
-    def own_groups(self) -> None:
-        """Make this instance's v1 groups and join them: a thread that moves itself needs no grace period."""
-        name = self.place.name
-        for parent, settings in self.recipe.groups:
-            group = f"{parent}/{name}"
-            cgroups.make(group, settings)
-            cgroups.write(f"{group}/tasks", "0")
-        self.shared_groups()
-
-    def join_groups(self) -> None:
-        """Groups that exist: of a running instance, or made by the launcher."""
-        for group in group_paths(self.recipe, self.place.name):
-            cgroups.write(f"{group}/tasks", "0")
-        self.shared_groups()
-
-    def shared_groups(self) -> None:
-        for group in self.recipe.shared:
-            cgroups.write(f"{group}/tasks", "0")
-
-    def own_folder(self) -> None:
-        os.chdir(self.place.folder)
-
     def bind_own_root(self) -> None:
-        mounts.bind_root(self.place.root)
+        syscalls.mount(self.place.root, self.place.root, "", syscalls.MS_BIND | syscalls.MS_REC)
 
     def pivot_own_root(self) -> None:
-        mounts.pivot(self.place.root)
+        os.chdir(self.place.root)
+        syscalls.pivot_root(".", ".")
 
     def pick_up(self, path: str, recursive: bool) -> None:
         self.trees.append(syscalls.open_tree(path, recursive))
 
+    def pick_up_group(self, parent: str) -> None:
+        self.pick_up(f"{parent}/{self.place.name}", False)
+
     def place_tree(self, number: int, target: str, folder: bool) -> None:
         mounts.place(self.trees[number], target, folder)
 
-    def host_name(self) -> None:
-        syscalls.sethostname(self.place.hostname)
+    def own_null(self) -> None:
+        """The container's null device for the host's in our streams: of that one its root could change the mode."""
+        if self.streams.nulls:
+            null = mounts.open_null()
+            for name in self.streams.nulls:
+                setattr(self.streams, name, null)
 
     def loopback(self) -> None:
         """Without it nothing inside can talk to itself."""
@@ -193,33 +257,49 @@ class Child:
 
     def network(self) -> None:
         """Loopback, and the end of the veth pair that the launcher has given us."""
-        if not self.place.device:
-            return self.loopback()
-        with netlink.Netlink() as link:
-            index = _socket.if_nametoindex("eth0")
-            netlink.configure(link, index, self.place.address, self.place.prefix, self.place.gateway)
-        return None
+        if self.configuration:
+            netlink.apply(self.configuration, "eth0")
+        else:
+            self.loopback()
 
-    def seccomp(self, path: str, flags: int) -> None:
-        """The launcher has read the program before; its file is out of reach here."""
-        seccomp.load_filter(self.filters[path], flags)
-
-    def terminal(self, rows: int, columns: int) -> None:
-        """A pseudo-terminal of the container's own devpts as standard streams; its master goes to the launcher."""
+    def terminal(self, rows: int, columns: int, console: bool = True) -> None:
+        """A pseudo-terminal of the container's own devpts as standard streams; its master goes to the launcher.
+        The first process's is the console too."""
         from bench.linux import terminals
 
         master, name = terminals.open_pair("/dev/pts/ptmx", rows, columns)
-        mounts.make_file("/dev/console")
-        syscalls.mount(name, "/dev/console", "", syscalls.MS_BIND)
+        if console:
+            mounts.make_file("/dev/console")
+            syscalls.mount(name, "/dev/console", "", syscalls.MS_BIND)
         link = _socket.socket(fileno=os.dup(self.streams.status))
         messages.send(link, messages.encode({"terminal": name}), [master])
         link.close()
         terminals.take(name)
 
-    def hook(self, fields: dict[str, Any], status: str) -> None:
+    def hook(self, fields: dict[str, Any]) -> None:
         from bench.container.hooks import run_hook, state
 
-        run_hook(fields, state(self.place.name, status, os.getpid(), self.place.bundle))
+        run_hook(fields, state(self.place.name, "creating", os.getpid(), self.place.bundle))
+
+    def start_hook(self, fields: dict[str, Any]) -> None:
+        """A program of the container's, so with its streams, not ours."""
+        from bench.container.hooks import run_hook, state
+
+        told = state(self.place.name, "created", os.getpid(), self.place.bundle)
+        run_hook(fields, told, (self.streams.output, self.streams.errors))
+
+    def reaper(self) -> None:
+        """Stay as the container's pid 1: pass signals on, reap what has lost its parent, end as the payload does."""
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)  # for good, as it never becomes another program
+        former = _signal.pthread_sigmask(_signal.SIG_BLOCK, _signal.valid_signals())
+        if payload := os.fork():
+            os.closerange(0, os.sysconf("SC_OPEN_MAX"))  # the launcher's, which nobody in here is to have
+            os._exit(_reap(payload))
+        os.setpgid(0, 0)
+        if self.recipe.terminal:  # we lead the session, but the payload is to get what is typed
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGTTOU})
+            os.tcsetpgrp(0, os.getpid())
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, former)
 
     # --- one more process in a running instance --------------------------------------------------------------------
 
@@ -236,3 +316,17 @@ class Child:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             os._exit(code if code >= 0 else 128 - code)
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, syscalls.SIGKILL)  # whoever ends the one that waits means the command
+
+
+def _reap(payload: int) -> int:
+    """Until the payload ends: its exit status, 128 + signal if it was killed."""
+    waited = _signal.valid_signals()
+    while True:
+        number = _signal.sigwait(waited)
+        if number != _signal.SIGCHLD:
+            os.kill(payload, number)
+            continue
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == payload:
+                code = os.waitstatus_to_exitcode(ended[1])
+                return code if code >= 0 else 128 - code

@@ -16,7 +16,7 @@ import sys
 import time
 
 from bench.container.init import Child, Place, Recipe, Streams, group_paths, make_groups
-from bench.linux import cgroups, messages, netlink, syscalls
+from bench.linux import cgroups, messages, netlink, program, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
     Answer = tuple[dict[str, object], tuple[int, ...]]
 
+_NEEDED = {
+    "terminal": "bench.linux.terminals", "hook": "bench.container.hooks", "start_hook": "bench.container.hooks",
+    "rlimit": "resource",
+}  # fmt: skip
+"""Modules of steps that few recipes have: loaded before any child pivots, for then our paths are the container's."""
 _GROUP_TIMEOUT = 10.0  # s; a killed process leaves its groups within milliseconds unless the kernel is stuck
 _GO = b"g"
 
@@ -73,7 +78,6 @@ class Launcher:
         self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.netlink = netlink.Netlink()
         self.recipes: dict[int, Recipe] = {}
-        self.filters: dict[str, bytes] = {}
         self.running: set[int] = set()
         self.held: dict[int, int] = {}  # pid -> our end of its status socket
         self.exited: dict[int, int] = {}
@@ -107,10 +111,9 @@ class Launcher:
     def learn(self, request: dict[str, Any], _: Sequence[int]) -> Answer:
         """Keep a recipe: what launches have in common is sent, decoded and checked once."""
         recipe = Recipe(request["fields"])
-        for name, *values in (*recipe.steps, *recipe.exec_steps):
-            if name == "seccomp" and values[0] not in self.filters:
-                with open(values[0], "rb") as file:
-                    self.filters[values[0]] = file.read()
+        for name, *_values in (*recipe.steps, *recipe.exec_steps):
+            if name in _NEEDED:
+                __import__(_NEEDED[name])
         self.recipes[request["recipe"]] = recipe
         return {}, ()
 
@@ -147,10 +150,11 @@ class Launcher:
             ends.add(output=output, child_output=child_output)
             fds = (self.null, child_output, child_output)
         streams = Streams(ends["child_status"], *(fds or (self.null,) * 3))
+        child, made = Child(recipe, place, streams), recipe.program(place)
         pid, pidfd = self._born(recipe, place)
         if pid == 0:
             ends.close("status", "output")
-            Child(recipe, place, streams, self.filters).become(recipe.steps, traced)
+            child.become(recipe.steps, made, traced)
         ends.add(pidfd=pidfd)
         self.running.add(pid)
         ends.close("child_status", "child_output")
@@ -165,21 +169,24 @@ class Launcher:
 
     def _outfit(self, recipe: Recipe, place: Place, pid: int, ends: Ends) -> None:
         """What only the parent can do: id maps, groups of a user namespace, veth; the child mounts meanwhile."""
+        word = _GO
         if recipe.uid_map:
             if not recipe.unified:
                 for path in (*group_paths(recipe, place.name), *recipe.shared):
                     cgroups.attach(path, pid)
-            cgroups.write(f"/proc/{pid}/uid_map", recipe.uid_map)
-            cgroups.write(f"/proc/{pid}/gid_map", recipe.gid_map)
+            from bench.container.idmaps import write_maps
+
+            write_maps(pid, recipe.uid_map, recipe.gid_map)
             os.write(ends["status"], _GO)
         if place.device:
             netlink.attach(self.netlink, place.device, "eth0", peer_pid=pid, master=place.bridge)
+            word += netlink.configuration(place.address, place.prefix, place.gateway)
         for hook in recipe.hooks:
             from bench.container.hooks import run_hook, state
 
             run_hook(hook, state(place.name, "creating", pid, place.bundle))
         if recipe.awaits:  # else it would lie there unread, and exec would look like a connection reset
-            os.write(ends["status"], _GO)
+            os.write(ends["status"], word)
 
     def start(self, request: dict[str, Any], _: Sequence[int]) -> Answer:
         """Let a held instance go on to its payload. Answers started."""
@@ -191,12 +198,15 @@ class Launcher:
     def exec(self, request: dict[str, Any], fds: Sequence[int]) -> Answer:
         """Start one more process in the instance of `target`. Answers its pid with [pidfd, stdout, stderr].
 
-        With three descriptors they become the standard streams, and only the pidfd is handed back.
+        With three descriptors they become the standard streams, and only the pidfd is handed back; a recipe with a
+        terminal hands back its master too. `born`: when the target started, if that is known.
         """
         recipe, place = self.recipes[request["recipe"]], Place(request)
         with Ends() as ends:
             ours, theirs = messages.pair()
-            ends.add(status=ours, child_status=theirs, target=os.pidfd_open(request["target"]))
+            ends.add(status=ours, child_status=theirs, target=_target(request["target"], request.get("born")))
+            if recipe.terminal:
+                fds = (self.null,) * 3
             if not fds:
                 output, child_output = os.pipe()
                 errors, child_errors = os.pipe()
@@ -205,22 +215,26 @@ class Launcher:
             pid, pidfd = _born_into(f"{recipe.unified}/{place.name}", 0) if recipe.unified else syscalls.clone3(0)
             if pid == 0:
                 ends.close("status")
-                inside = Child(recipe, place, Streams(ends["child_status"], *fds), self.filters)
+                inside = Child(recipe, place, Streams(ends["child_status"], *fds))
                 inside.target = ends["target"]
-                inside.become(recipe.exec_steps)
+                inside.become(recipe.exec_steps, recipe.program(place, inside=True))
             ends.add(pidfd=pidfd)
             self.running.add(pid)
             ends.close("child_status", "child_output", "child_errors")
             try:
-                _await_exec(ends, False)
+                _await_exec(ends, recipe.terminal)
             except Failed:
                 self._discard(pid)
                 raise
             return {"pid": pid}, ends.take("pidfd", "output", "errors")
 
     def wait(self, request: dict[str, Any], _: Sequence[int]) -> Answer:
-        """Exit status (128 + signal) of a child that the client has seen end; waits if it has not."""
+        """Exit status (128 + signal) of a child that the client has seen end; waits if it has not.
+
+        Orphans that have come to us are reaped as well: the init of a pid namespace can't end before they are.
+        """
         pid = request["pid"]
+        self._collect()
         self._await_end(pid)
         return {"status": self.exited.pop(pid, None)}, ()
 
@@ -286,6 +300,15 @@ def _removed(path: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _target(pid: int, born: int | None) -> int:
+    """A pidfd of the instance to join; of that process and no other of its number, if we know when it started."""
+    if born is None:
+        return os.pidfd_open(pid)
+    from bench.linux.births import open_process
+
+    return open_process(pid, born)
 
 
 def _born_into(group: str, namespaces: int) -> tuple[int, int]:
@@ -369,6 +392,7 @@ def main(fd: int) -> None:
     """Serve on `fd` until the client is gone."""
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     os.umask(0)
+    program.warm_up()
     gc.disable()  # a collection in the child would touch, and so copy, every page
     os.set_inheritable(fd, False)
     Launcher(_socket.socket(fileno=fd)).serve()

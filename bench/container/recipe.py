@@ -34,6 +34,9 @@ _LINKS = (
     ("/proc/self/fd/2", "/dev/stderr"), ("pts/ptmx", "/dev/ptmx"),
 )  # fmt: skip
 _KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK}
+_USUAL = frozenset((*(one[0] for one in profile.MOUNTS), *(f"/dev/{one[0]}" for one in profile.DEVICES)))
+"""Where something is in every container: in a pid namespace of its own no link of a procfs leads out from there."""
+_CGROUPS = ("cgroup", "cgroup2")
 _ONLY_BIND = syscalls.MS_BIND | syscalls.MS_REC
 
 
@@ -58,12 +61,15 @@ class Kitchen(Struct, frozen=True):
     filter: Filter | None = None
     hold: bool = False
     setgroups: bool = True
+    reaper: bool = False  # a pid 1 of ours, which reaps and passes signals on
 
 
 def recipe(spec: Spec, kitchen: Kitchen) -> dict[str, Any]:
     """The fields of `init.Recipe`. Raises ConfigError for a bind mount whose source is not there."""
     linux = spec.linux
-    joins = [(one.path, CLONE[one.type]) for one in linux.namespaces if one.path]
+    # The user namespace comes last: it may have no rights on the others.
+    joined = sorted((one for one in linux.namespaces if one.path), key=lambda one: one.type == "user")
+    joins = [(one.path, CLONE[one.type]) for one in joined]
     new = sum(CLONE[one.type] for one in linux.namespaces if not one.path and one.type != "cgroup")
     every = sum({CLONE[one.type] for one in linux.namespaces})
     return {
@@ -76,7 +82,7 @@ def recipe(spec: Spec, kitchen: Kitchen) -> dict[str, Any]:
         "shared": list(kitchen.shared),
         "steps": list(_steps(spec, kitchen)),
         "exec_steps": list(_exec_steps(spec, kitchen, every)),
-        "hooks": _hooks((*spec.hooks.prestart, *spec.hooks.create_runtime)),
+        "hooks": hook_fields((*spec.hooks.prestart, *spec.hooks.create_runtime)),
         "argv": list(spec.process.args),
         "env": dict(entry.split("=", 1) for entry in spec.process.env),
         "umask": 0o022 if spec.process.user.umask is None else spec.process.user.umask,
@@ -88,7 +94,8 @@ def _id_map(mappings: Sequence[IdMapping]) -> str:
     return "".join(f"{one.container_id} {one.host_id} {one.size}\n" for one in mappings)
 
 
-def _hooks(hooks: Sequence[Hook]) -> list[dict[str, Any]]:
+def hook_fields(hooks: Sequence[Hook]) -> list[dict[str, Any]]:
+    """As `hooks.run_hook` takes them."""
     return [{"path": one.path, "args": list(one.args), "env": list(one.env), "timeout": one.timeout} for one in hooks]
 
 
@@ -97,32 +104,34 @@ def _hooks(hooks: Sequence[Hook]) -> list[dict[str, Any]]:
 
 def _steps(spec: Spec, kitchen: Kitchen) -> Iterator[Step]:
     user_namespace = spec.linux.namespace("user") is not None
-    if spec.linux.uid_mappings:
-        yield ["await_parent"]
-    if user_namespace:
-        yield ["user", 0, 0, [] if kitchen.setgroups else None]
-    yield ["session"]
+    # Before the user namespace's root: to the host's files that one is a stranger.
     if spec.process.oom_score_adj is not None:
         yield ["oom_score_adj", spec.process.oom_score_adj]
     if not kitchen.groups.unified and not spec.linux.uid_mappings:
         yield ["own_groups"]
+    if spec.linux.uid_mappings:
+        yield ["await_parent"]
+    if user_namespace:
+        yield ["user", 0, 0, [] if kitchen.setgroups else None]
+    if not spec.linux.new("pid"):  # others see us on our way
+        yield ["hide"]
+    yield ["session"]
     if spec.linux.new("cgroup"):
         # Now that we are in our groups: the root of a cgroup namespace is the group one is in at this moment.
         yield ["unshare", syscalls.CLONE_NEWCGROUP]
     if spec.linux.namespace("mount") is not None:
         yield from _mounts(spec, kitchen, user_namespace)
     yield from _names(spec)
-    yield ["await_parent"]
+    if not spec.hooks.create_container:
+        yield ["await_parent"]
     if spec.linux.new("network"):
         yield ["network"]
-    yield from ([*_own_hook(one)] for one in spec.hooks.start_container)
     if kitchen.hold:
         yield ["hold"]
     yield from _process(spec.process, kitchen)
-
-
-def _own_hook(hook: Hook) -> Step:
-    return ["hook", _hooks((hook,))[0], "creating"]
+    yield from (["start_hook", one] for one in hook_fields(spec.hooks.start_container))  # with no more rights than it
+    if kitchen.reaper:
+        yield ["reaper"]
 
 
 def _names(spec: Spec) -> Iterator[Step]:
@@ -135,14 +144,12 @@ def _names(spec: Spec) -> Iterator[Step]:
 def _mounts(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step]:
     """Up to the pivot paths are the host's; after it the container's own, whatever its symlinks say."""
     linux, devices = spec.linux, _devices(spec)
-    binds = [one for one in spec.mounts if _parsed(one).bind]
-    propagation = linux.rootfs_propagation
-    yield ["propagation", syscalls.MS_REC | (syscalls.MS_SLAVE if "s" in propagation[:2] else syscalls.MS_PRIVATE)]
-    for one in binds:
-        yield ["pick_up", _source(one, kitchen.bundle), bool(_parsed(one).flags & syscalls.MS_REC)]
-    if user_namespace:  # may not make devices: the host's are bound
-        yield from (["pick_up", one.path, False] for one in devices)
-    yield from ([*_own_hook(one)] for one in spec.hooks.create_container)
+    trees = _trees(spec.mounts)
+    bound = [_checked(one) for one in devices if user_namespace and one.type != "p"]
+    yield from _picked_up(spec, kitchen, bound)
+    if spec.hooks.create_container:  # after the launcher's own
+        yield ["await_parent"]
+    yield from (["hook", one] for one in hook_fields(spec.hooks.create_container))
     if kitchen.root is None:
         root = str(kitchen.bundle / spec.root.path)
         yield ["bind_root", root]
@@ -151,24 +158,66 @@ def _mounts(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step
         yield ["own_folder"]
         yield list(kitchen.root)
     yield ["pivot_own_root"] if kitchen.root == OWN_ROOT else ["pivot", root]
-    for one in spec.mounts:
-        if one.type in ("cgroup", "cgroup2"):
-            yield _cgroups(one, kitchen.groups)
-        yield from _mount(one, kitchen.bundle, binds.index(one) if one in binds else -1)
-    for number, device in enumerate(devices, len(binds)):
-        yield ["place_tree", number, device.path, False] if user_namespace else _device(device)
+    if not user_namespace:  # `..` of the root leads to what is mounted over it
+        yield ["drop_old_root"]
+    trusted = linux.new("pid") and not user_namespace
+    groups = len(trees) + len(bound)
+    for at, mount in enumerate(spec.mounts):
+        if not (trusted and mount.destination in _USUAL):
+            yield ["contained", mount.destination]
+        if mount.type in _CGROUPS:
+            yield from _cgroups(mount, spec, kitchen.groups, groups)
+        yield from _mount(mount, kitchen.bundle, trees.get(at, -1))
+    for device in devices:
+        if not (trusted and device.path in _USUAL):
+            yield ["contained", device.path]
+        number = len(trees) + bound.index(device) if device in bound else -1
+        yield ["place_tree", number, device.path, False] if number >= 0 else _device(device)
     yield from (["symlink", source, path] for source, path in _LINKS)
     if spec.process.terminal:
-        size = spec.process.console_size
-        yield ["terminal", size.height if size else 0, size.width if size else 0]
+        yield _terminal(spec.process)
     yield from (["sysctl", sysctl_path(name), value] for name, value in linux.sysctl.items())
     yield from (["read_only", path] for path in linux.readonly_paths)
     yield from (["mask", path] for path in linux.masked_paths)
     if spec.root.readonly:
         yield ["remount", "/", syscalls.MS_RDONLY]
-    if propagation in mount_options.PROPAGATION:
-        yield ["propagate", "/", mount_options.PROPAGATION[propagation]]
-    yield ["drop_old_root"]
+    if linux.rootfs_propagation in mount_options.PROPAGATION:
+        yield ["propagate", "/", mount_options.PROPAGATION[linux.rootfs_propagation]]
+    if user_namespace:  # which may mount a procfs only where another one is still in sight
+        yield ["drop_old_root"]
+    yield ["own_null"]
+
+
+def _trees(mounts: Sequence[Mount]) -> dict[int, int]:
+    """Place among the mounts of each bind -> the number of its tree: those that go on travelling come first."""
+    binds = [at for at, one in enumerate(mounts) if _parsed(one).bind]
+    return {at: number for number, at in enumerate(sorted(binds, key=lambda at: not _travels(mounts[at])))}
+
+
+def _travels(mount: Mount) -> bool:
+    """Whether later mounts are to come in from the host, or go out to it."""
+    return any(flags & (mount_options.MS_SHARED | mount_options.MS_SLAVE) for flags in _parsed(mount).propagation)
+
+
+def _picked_up(spec: Spec, kitchen: Kitchen, devices: Sequence[Device]) -> Iterator[Step]:
+    """What is bound from the host; nothing but what travels keeps its tie to the host's mounts."""
+    propagation = spec.linux.rootfs_propagation
+    mounts = [spec.mounts[at] for at in _trees(spec.mounts)]
+    yield from (_pick_up(one, kitchen.bundle) for one in mounts if _travels(one))
+    yield ["propagation", syscalls.MS_REC | (syscalls.MS_SLAVE if "s" in propagation[:2] else syscalls.MS_PRIVATE)]
+    yield from (_pick_up(one, kitchen.bundle) for one in mounts if not _travels(one))
+    yield from (["pick_up", one.path, False] for one in devices)
+    if any(one.type in _CGROUPS for one in spec.mounts) and spec.linux.namespace("cgroup") is None:
+        yield from (["pick_up_group", parent] for parent in dict.fromkeys(kitchen.groups.parents.values()))
+
+
+def _pick_up(mount: Mount, bundle: Path) -> Step:
+    return ["pick_up", _source(mount, bundle), bool(_parsed(mount).flags & syscalls.MS_REC)]
+
+
+def _terminal(process: Process) -> Step:
+    size = process.console_size
+    return ["terminal", size.height if size else 0, size.width if size else 0]
 
 
 def _parsed(mount: Mount) -> mount_options.MountOptions:
@@ -189,26 +238,62 @@ def _mount(mount: Mount, bundle: Path, number: int) -> Iterator[Step]:
     options = _parsed(mount)
     if number >= 0:
         yield ["place_tree", number, mount.destination, os.path.isdir(_source(mount, bundle))]
-        if options.flags & ~_ONLY_BIND:
-            yield ["remount", mount.destination, options.flags & ~_ONLY_BIND]
-    elif mount.type not in ("cgroup", "cgroup2"):
+        if options.flags & ~_ONLY_BIND or options.cleared:
+            yield ["remount", mount.destination, options.flags & ~_ONLY_BIND, options.cleared]
+        if _travels(mount) and not any(flags & mount_options.MS_SHARED for flags in options.propagation):
+            yield ["propagate", mount.destination, mount_options.MS_SLAVE | syscalls.MS_REC]  # what is below it too
+    elif options.flags & mount_options.MS_REMOUNT:
+        raise ConfigError(f"mount on {mount.destination}: remount: its file system may be the host's too")
+    elif mount.type not in _CGROUPS:
         yield ["filesystem", mount.type, mount.destination, options.flags, options.data, mount.source or mount.type]
     yield from (["propagate", mount.destination, flags] for flags in options.propagation)
 
 
-def _cgroups(mount: Mount, groups: Groups) -> Step:
-    flags = _parsed(mount).flags
-    if groups.unified:
-        return ["filesystem", "cgroup2", mount.destination, flags, "", "cgroup"]
+def _cgroups(mount: Mount, spec: Spec, groups: Groups, tree: int) -> Iterator[Step]:
+    """The container's own groups as roots: of its cgroup namespace, else bound. `tree`: number of the first to bind."""
+    flags, data = _parsed(mount).flags, _parsed(mount).data
+    if data:
+        raise ConfigError(f"mount on {mount.destination}: option {data!r} is not supported")
+    if sum(one.type in _CGROUPS for one in spec.mounts) > 1:
+        raise ConfigError(f"mount on {mount.destination}: only one cgroup mount is supported")
+    where, own = mount.destination, spec.linux.namespace("cgroup") is not None
     folders = list(dict.fromkeys(groups.parents.values()))
-    shared = [",".join(name for name, parent in groups.parents.items() if parent == folder) for folder in folders]
-    return ["cgroups", mount.destination, flags, shared]
+    names = [",".join(name for name, parent in groups.parents.items() if parent == folder) for folder in folders]
+    if own:
+        unified = ["filesystem", "cgroup2", where, flags, "", "cgroup"]
+        yield unified if groups.unified else ["cgroups", where, flags, names]
+    elif groups.unified:
+        yield from _bound_group(tree, where, flags)
+    else:
+        yield ["filesystem", "tmpfs", where, flags & ~syscalls.MS_RDONLY, "mode=755", "cgroup"]
+        for number, name in enumerate(names, tree):
+            yield from _bound_group(number, f"{where}/{name}", flags)
+        yield ["remount", where, flags]
+
+
+def _bound_group(tree: int, where: str, flags: int) -> Iterator[Step]:
+    yield ["place_tree", tree, where, True]
+    yield ["remount", where, flags]
 
 
 def _devices(spec: Spec) -> list[Device]:
     """Those that every container has, then the spec's own; the spec's word on a path counts."""
     named = {f"/dev/{name}": Device("c", f"/dev/{name}", major, minor, 0o666) for name, major, minor in profile.DEVICES}
     return list({**named, **{one.path: one for one in spec.linux.devices}}.values())
+
+
+def _checked(one: Device) -> Device:
+    """A device to bind, for it can't be made: the host's must be what is asked for. Raises ConfigError."""
+    try:
+        found = os.stat(one.path)
+    except OSError as error:
+        raise ConfigError(f"linux.devices: {one.path}, bound in a user namespace: {error.strerror}") from error
+    kind, number = stat.S_IFMT(found.st_mode), os.makedev(one.major or 0, one.minor or 0)
+    if (kind, found.st_rdev) != (_KINDS[one.type], number):
+        raise ConfigError(f"linux.devices: {one.path}: the host's, which is bound in a user namespace, is another one")
+    if one.path not in _USUAL and (one.file_mode, one.uid, one.gid) != (None, None, None):
+        raise ConfigError(f"linux.devices: {one.path}: mode and owner are the host's in a user namespace")
+    return one
 
 
 def _device(one: Device) -> Step:
@@ -268,11 +353,18 @@ def _exec_steps(spec: Spec, kitchen: Kitchen, namespaces: int) -> Iterator[Step]
     if not kitchen.groups.unified:
         yield ["join_groups"]
     if namespaces:
+        yield ["hide"]
         yield ["join_target", namespaces]
     if namespaces & syscalls.CLONE_NEWPID:
         yield ["fork"]
     if namespaces & syscalls.CLONE_NEWUSER:
         yield ["user", 0, 0, [] if kitchen.setgroups else None]
+    if namespaces & syscalls.CLONE_NEWNS:
+        yield ["own_null"]
+    if spec.process.terminal:
+        if namespaces & syscalls.CLONE_NEWPID:
+            yield ["session"]  # once more: the leader of the first one is the process that waits
+        yield [*_terminal(spec.process), False]
     yield from _process(spec.process, kitchen)
 
 
@@ -297,6 +389,8 @@ def said(step: Sequence[Any]) -> str:
 
 
 def _word(value: object) -> str:
+    if isinstance(value, dict):  # a hook
+        return str(value["path"])
     if isinstance(value, list):
         return ",".join(map(str, value))
     return hex(value) if isinstance(value, int) and not isinstance(value, bool) and value > 4096 else str(value)

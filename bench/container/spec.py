@@ -75,6 +75,18 @@ def decode(data: bytes, where: str = "config.json") -> Spec:
     return spec
 
 
+def decode_seccomp(path: Path) -> Seccomp:
+    """A filter on its own, as `linux.seccomp` has it. Raises ConfigError naming the file and the key."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Seccomp)
+    except OSError as error:
+        raise ConfigError(f"{path} can't be read: {error.strerror}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_said(str(error))}", hint="docs/runtime.md lists what is supported") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+
+
 def _said(text: str) -> str:
     """msgspec's words with the key path in front, as everywhere else."""
     place = _PLACE.match(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -16,8 +16,20 @@ from bench.container.recipe import OWN_ROOT, Filter, Kitchen, recipe
 from bench.container.seccomp import compile_file
 from bench.container.spec import default_seccomp, default_spec, resources_of
 from bench.container.storage import Root, Storage, open_storage
+from bench.container.storage import reap as reap_storage
 from bench.drivers.context import RunContext
-from bench.drivers.launched import Kind, LaunchedInstance, drop_link, environment, folder, kind_of, launched, reap
+from bench.drivers.launched import (
+    Holdings,
+    Kind,
+    LaunchedInstance,
+    await_gone,
+    environment,
+    folder,
+    kind_of,
+    launched,
+    reap_folder,
+    reap_processes,
+)
 from bench.drivers.network import netdevs
 from bench.drivers.process import needs_root, remove_if_empty
 from bench.linux.capabilities import CONTAINER_DEFAULT
@@ -87,13 +99,12 @@ class ContainerDriver:
         """What instances of one image, payload and profile have in common, made at the first of them."""
         key = kind_of(spec)
         if key not in self._kinds:
-            resources = resources_of(spec.limits)
-            groups = self._layout.groups(run_group(spec.run), resources)
             wanted = default_spec(
                 spec.payload.command, root="root", env=[f"{name}={value}" for name, value in environment(spec).items()],
-                cwd=spec.image.workdir, hostname="payload", resources=resources,
+                cwd=spec.image.workdir, hostname="payload", resources=resources_of(spec.limits),
             )  # fmt: skip
-            rules = device_group(self._layout, run_group(spec.run), wanted.linux.resources)
+            groups = self._layout.groups(run_group(spec.run), wanted.linux.resources, ruled=True)
+            rules = device_group(self._layout, run_group(spec.run), wanted.linux.resources, groups)
             shared = (rules,) if rules else ()
             program = Filter(str(compile_file(default_seccomp(), self._home)))
             kitchen = Kitchen(_mounted(root), self._home, groups, shared, program)
@@ -108,32 +119,34 @@ class ContainerDriver:
             with (
                 folder(self._home / spec.id) as own,
                 self._storage(spec).root(spec.image, own) as root,
-                launched(
-                    self._context,
-                    spec,
-                    phases,
-                    self._kind(spec, root),
-                    _place(spec, own, root, endpoint),
-                    root.own,
-                    root.shared,
-                ) as instance,
+                self._launched(spec, phases, root, _place(spec, own, root, endpoint)) as instance,
             ):
                 yield instance
         finally:
             if endpoint is not None:
-                drop_link(spec.netdev)
                 network.release(endpoint)
 
+    def _launched(
+        self, spec: InstanceSpec, phases: PhaseLog, root: Root, place: Placed
+    ) -> AbstractContextManager[LaunchedInstance]:
+        holdings = Holdings(root.own, root.shared, root.pids)
+        return launched(self._context, spec, phases, self._kind(spec, root), place, holdings)
+
     def reap(self, run: RunId) -> Sequence[Leftover]:
-        found = reap(run, self._home)
-        mine = f"bn{token_of(run)}{DRIVER_LETTERS[self.name]}"
-        for name in netdevs(run):
-            if name.startswith(mine) and delete_link(name):
-                found.append(Leftover("netdev", name))
+        found = reap_processes(run)
+        for storage in sorted(self._home.glob("storage-*")):
+            found += reap_storage(storage)
+        found += reap_folder(self._home)
+        found += [Leftover("netdev", name) for name in self._netdevs(run) if delete_link(name)]
         return found
+
+    def _netdevs(self, run: RunId) -> list[str]:
+        mine = f"bn{token_of(run)}{DRIVER_LETTERS[self.name]}"
+        return [name for name in netdevs(run) if name.startswith(mine)]
 
     def close(self) -> None:
         self._stack.close()
+        await_gone(lambda: self._netdevs(self._context.run))
         shutil.rmtree(self._home, ignore_errors=True)
         for group in self._layout.parents(self._context.run):
             for rules in Path(group).glob("rules-*"):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +38,14 @@ class Kind(Struct, frozen=True):
     groups: Groups
 
 
+class Holdings(Struct, frozen=True):
+    """Host paths that only this instance writes, paths it shares, and host pids outside its groups that serve it."""
+
+    own: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    helpers: tuple[int, ...] = ()
+
+
 def kind_of(spec: InstanceSpec) -> bytes:
     """The same for specs that differ only in their number."""
     return msgspec.msgpack.encode((spec.image.digest, spec.payload, spec.limits, spec.settings))
@@ -48,10 +56,10 @@ class LaunchedInstance:
 
     def __init__(
         self, spec: InstanceSpec, launcher: Launcher, process: LaunchedProcess, output: LineStream, kind: Kind,
-        place: Placed, phases: PhaseLog, own: Sequence[str], shared: Sequence[str],
+        place: Placed, phases: PhaseLog, holdings: Holdings,
     ) -> None:  # fmt: skip
         self._spec, self._launcher, self._process, self._output = spec, launcher, process, output
-        self._kind, self._place, self._phases, self._own, self._shared = kind, place, phases, own, shared
+        self._kind, self._place, self._phases, self._holdings = kind, place, phases, holdings
         self._groups = kind.groups.of(place.name)
         self.address = place.address or place.env.get("BENCH_ADDRESS") or None
         self._stopped = False
@@ -94,8 +102,9 @@ class LaunchedInstance:
 
     def footprint(self) -> Footprint:
         return Footprint(
-            instance=self.id, pids=members(list(self._groups.values())), cgroups=self._groups,
-            disk_own=tuple(self._own), disk_shared=tuple(self._shared), netdev=self._place.device or None,
+            instance=self.id, pids=(*members(list(self._groups.values())), *self._holdings.helpers),
+            cgroups=self._groups, disk_own=self._holdings.own, disk_shared=self._holdings.shared,
+            netdev=self._place.device or None,
         )  # fmt: skip
 
     def release(self) -> None:
@@ -106,8 +115,7 @@ class LaunchedInstance:
 
 @contextmanager
 def launched(
-    context: RunContext, spec: InstanceSpec, phases: PhaseLog, kind: Kind, place: Placed, own: Sequence[str],
-    shared: Sequence[str],
+    context: RunContext, spec: InstanceSpec, phases: PhaseLog, kind: Kind, place: Placed, holdings: Holdings,
 ) -> Iterator[LaunchedInstance]:  # fmt: skip
     """Launch one of `kind` at `place`; on the way out, or if it fails half-way, kill it and remove its groups."""
     launcher = context.launcher
@@ -119,8 +127,8 @@ def launched(
         output = context.hub.watch(process.output, marks=marks(spec.payload.ready), log=log)
         phases.stamp(Phase.CREATED, process.created)
         phases.stamp(Phase.STARTED, process.started)
-        own = [*own, str(log)] if log else own
-        instance = LaunchedInstance(spec, launcher, process, output, kind, place, phases, own, shared)
+        held = replace(holdings, own=(*holdings.own, str(log))) if log else holdings
+        instance = LaunchedInstance(spec, launcher, process, output, kind, place, phases, held)
         stack.callback(instance.release)
         stack.callback(instance.kill)
         undo.done = True
@@ -152,18 +160,33 @@ def folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-def reap(run: RunId, folders: Path) -> list[Leftover]:
-    """Kill and remove what a dead run of these drivers left: processes, groups, interfaces, folders."""
+def reap_processes(run: RunId) -> list[Leftover]:
+    """Kill what a dead run of these drivers left running, and remove its groups."""
     found = [Leftover("process", f"pid {pid}") for pid in members(leftovers(run))]
     found += [Leftover("cgroup", path) for path in leftovers(run)]
     remove_all(run)
-    if folders.exists():
-        found += [Leftover("file", str(path)) for path in sorted(folders.iterdir())]
-        shutil.rmtree(folders)
     return found
 
 
-def drop_link(name: str) -> None:
-    """The kernel removes a veth pair with its namespace, but later than the last process's end: don't wait for it."""
-    if os.path.exists(f"/sys/class/net/{name}"):
+def reap_folder(path: Path) -> list[Leftover]:
+    """Remove what instances wrote there; after `reap_processes`."""
+    if not path.exists():
+        return []
+    found = [Leftover("file", str(one)) for one in sorted(path.iterdir())]
+    shutil.rmtree(path)
+    return found
+
+
+_GONE_TIMEOUT = 10.0  # seconds; a thousand network namespaces take one
+
+
+def await_gone(names: Callable[[], list[str]]) -> None:
+    """Until the kernel has taken down the network interfaces of dead namespaces, which it does later and in bulk.
+
+    Those that are left then are deleted one by one: that takes 20 ms each, so it is not how instances end.
+    """
+    deadline = time.monotonic() + _GONE_TIMEOUT
+    while names() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for name in names():
         delete_link(name)

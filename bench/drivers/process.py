@@ -13,7 +13,7 @@ from bench.container.groups import Groups, layout, run_group
 from bench.container.profile import OOM_SCORE_ADJ
 from bench.container.spec import resources_of
 from bench.drivers.context import RunContext
-from bench.drivers.launched import Kind, LaunchedInstance, environment, kind_of, launched, reap
+from bench.drivers.launched import Holdings, Kind, LaunchedInstance, environment, kind_of, launched, reap_processes
 from bench.model import HostFacts, InstanceSpec, Leftover, PhaseLog, RunId, Support, token_of
 
 
@@ -70,11 +70,11 @@ class ProcessDriver:
     def launch(self, spec: InstanceSpec, phases: PhaseLog) -> Iterator[LaunchedInstance]:
         tree = str(self._context.images.tree(spec.image))
         place = Placed(spec.id, env={"BENCH_ADDRESS": loopback_address(spec.run, spec.number)})
-        with launched(self._context, spec, phases, self._kind(spec), place, (), (tree,)) as instance:
+        with launched(self._context, spec, phases, self._kind(spec), place, Holdings(shared=(tree,))) as instance:
             yield instance
 
     def reap(self, run: RunId) -> Sequence[Leftover]:
-        return reap(run, self._context.state / "process")
+        return reap_processes(run)
 
     def close(self) -> None:
         for path in self._layout.parents(self._context.run):

@@ -75,6 +75,7 @@ class Execution(Struct, frozen=True, rename="pascal", omit_defaults=True):
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
     working_dir: str | None = None
+    user: str | None = None
 
 
 class RootFs(Struct, frozen=True):

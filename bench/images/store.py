@@ -23,7 +23,7 @@ from bench.images.export import Form, export
 from bench.images.layers import LayerMarks, unpack
 from bench.images.layout import Layout, publish
 from bench.images.merge import merge
-from bench.images.oci import Config, Descriptor, ImageDetails, LayerDetails, Manifest, decode
+from bench.images.oci import Config, Descriptor, Execution, ImageDetails, LayerDetails, Manifest, decode
 from bench.images.stream import open_layer
 from bench.images.tools import run_tool
 from bench.model import Image
@@ -116,6 +116,10 @@ class ImageStore:
         rows = zip(manifest.layers, config.rootfs.diff_ids, oci.sizes_of(entry), strict=True)
         layers = tuple(LayerDetails(one.digest, diff_id, one.media_type, one.size, size) for one, diff_id, size in rows)
         return ImageDetails(image, layers, config.architecture, config.os, config.created)
+
+    def execution(self, image: Image) -> Execution:
+        """How the image says it is to be run."""
+        return self._records(self._entry(image))[1].config or Execution()
 
     def export(self, image: Image, path: Path, form: Form) -> None:
         """Write the image to `path`, as an archive or a folder; the same bytes each time.

@@ -1,4 +1,4 @@
-"""What a container's own mounts are made of: plain functions that a child runs after clone, in order.
+"""What a container's own mounts are made of: steps of a recipe -> the operations of a child's program, in order.
 
 Up to `pivot` paths are the host's, after it the container's own: so a symlink of the image leads nowhere else. What is
 to be bound from the host is picked up before (`open_tree`) and put in place after. The old root goes last: a procfs may
@@ -11,8 +11,16 @@ import errno
 import os
 import stat
 
+from bench.linux import program
 from bench.linux import syscalls as sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bench.linux.program import Op
+
+NULL = os.makedev(1, 3)
 SAFE = sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC
 
 
@@ -21,44 +29,152 @@ def escaped(path: str) -> str:
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
 
-def propagation(flags: int) -> None:
+SAFE = sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC
+
+
+def propagation(flags: int) -> Op:
     """`flags` for every mount: MS_PRIVATE or MS_SLAVE with MS_REC, so that nothing from here on reaches the host."""
-    sys.mount("none", "/", "", flags)
+    return program.mount("none", "/", "", flags)
 
 
-def overlay_root(lower: str, options: str) -> None:
+def overlay_root(lower: str, options: str) -> Iterator[Op]:
     """The root, in the working folder: `lower` is overlay's lowerdir, what the container writes is in `upper`.
 
     Relative paths: so all containers of one kind share their recipe.
     """
     for folder in ("upper", "work", "root"):
-        make_folder(folder)
-    sys.mount("overlay", "root", "overlay", 0, f"lowerdir={lower},upperdir=upper,workdir=work{options}")
+        yield from program.mkdir(folder)
+    yield program.mount("overlay", "root", "overlay", 0, f"lowerdir={lower},upperdir=upper,workdir=work{options}")
 
 
-def bind_root(path: str) -> None:
+def bind_root(path: str) -> Op:
     """The root is a folder that exists; with what is mounted below it."""
-    sys.mount(path, path, "", sys.MS_BIND | sys.MS_REC)
+    return program.mount(path, path, "", sys.MS_BIND | sys.MS_REC)
 
 
-def pivot(path: str) -> None:
+def pivot(path: str) -> Iterator[Op]:
     """Make `path` the root; the old one stays mounted over it, out of reach of any path, until `drop_old_root`."""
-    os.chdir(path)
-    sys.pivot_root(".", ".")
+    return program.pivot_root(path)
 
 
-def drop_old_root() -> None:
-    sys.umount2(".", sys.MNT_DETACH)
-    os.chdir("/")
+def drop_old_root() -> Iterator[Op]:
+    return program.drop_old_root()
 
 
-def make_folder(path: str) -> None:
-    try:
-        os.mkdir(path, 0o755)
-    except FileExistsError:
-        pass
-    except FileNotFoundError:
-        os.makedirs(path, 0o755, exist_ok=True)
+def make_folder(path: str) -> Iterator[Op]:
+    return program.mkdir(path)
+
+
+def filesystem(fstype: str, target: str, flags: int, data: str, source: str) -> Iterator[Op]:
+    """A file system of its own: proc, sysfs, tmpfs, devpts, mqueue."""
+    yield from program.mkdir(target)
+    yield program.mount(source, target, fstype, flags, data)
+
+
+def cgroups(target: str, flags: int, hierarchies: list[str]) -> Iterator[Op]:
+    """The container's groups as its cgroup namespace shows them, as roots. `hierarchies`: v1's controllers of each."""
+    yield from filesystem("tmpfs", target, flags & ~sys.MS_RDONLY, "mode=755", "cgroup")
+    for controllers in hierarchies:
+        yield from filesystem("cgroup", f"{target}/{controllers}", flags, controllers, "cgroup")
+    if flags & sys.MS_RDONLY:
+        yield remount(target, flags)
+
+
+def propagate(target: str, flags: int) -> Op:
+    return program.mount("none", target, "", flags)
+
+
+def remount(target: str, flags: int, cleared: int = 0) -> Op:
+    """Change a bind mount's flags; those set before stay unless `cleared`, as far as the kernel shows them."""
+    return (lambda: _remount(target, flags, cleared)), None
+
+
+def _remount(target: str, flags: int, cleared: int) -> None:
+    sys.mount("none", target, "", sys.MS_BIND | sys.MS_REMOUNT | flags | _kept(target) & ~cleared)
+
+
+_SHOWN = (
+    (1, sys.MS_RDONLY), (2, sys.MS_NOSUID), (4, sys.MS_NODEV), (8, sys.MS_NOEXEC), (1024, 1024), (2048, 2048),
+    (8192, 256),
+)  # fmt: skip
+"""statvfs(3)'s bit -> mount(2)'s; the last ones are noatime, nodiratime, nosymfollow."""
+
+
+def _kept(target: str) -> int:
+    """Flags that hold already: a remount without them would lift them, or, in a user namespace, be refused."""
+    shown = os.statvfs(target).f_flag
+    return sum(flag for bit, flag in _SHOWN if shown & bit)
+
+
+def contained(path: str) -> Op:
+    """Refuse a path that leads through a link of a procfs to a process: its root and folders may be the host's."""
+    return (lambda: _contained(path)), None
+
+
+def _contained(path: str) -> None:
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    if not os.path.samestat(os.stat(path), os.stat(os.path.realpath(path))):
+        raise OSError(errno.ELOOP, "leads out of the container", path)
+
+
+def device(path: str, kind: int, major: int, minor: int, mode: int, uid: int, gid: int) -> Iterator[Op]:
+    """A device made where it is needed: a bind mount costs more and pins the host's node. `kind`: S_IFCHR, S_IFBLK."""
+    number = os.makedev(major, minor)
+    yield from program.mknod(path, kind | mode, number, lambda: _replace_device(path, kind | mode, number))
+    if uid or gid:
+        yield program.chown(path, uid, gid)
+
+
+def _replace_device(path: str, mode: int, number: int) -> None:
+    """The image's own /dev has something there, or the folder is missing."""
+    os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    if os.path.lexists(path):
+        os.unlink(path)
+    os.mknod(path, mode, number)
+
+
+def fifo(path: str, mode: int, uid: int, gid: int) -> Iterator[Op]:
+    yield from program.mknod(path, stat.S_IFIFO | mode, 0, lambda: _replace_device(path, stat.S_IFIFO | mode, 0))
+    yield program.chown(path, uid, gid)
+
+
+def symlink(source: str, path: str) -> Iterator[Op]:
+    """A link that is there already, as the image wants it, stays."""
+    return program.symlink(source, path, lambda: _expect_link(path))
+
+
+def _expect_link(path: str) -> None:
+    if not stat.S_ISLNK(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "the image has something else there", path)
+
+
+def read_only(target: str) -> Iterator[Op]:
+    """Make a path read-only by a bind mount on itself; a path that is not there needs no protection."""
+    yield program.mount(target, target, "", sys.MS_BIND | sys.MS_REC, "", {errno.ENOENT: 1})
+    if target.startswith(("/proc/", "/sys/")):  # no need to look, after the fork, at what holds already
+        yield program.mount("none", target, "", sys.MS_BIND | sys.MS_REMOUNT | sys.MS_RDONLY | SAFE)
+    else:
+        yield remount(target, sys.MS_RDONLY)
+
+
+def mask(target: str) -> Iterator[Op]:
+    """Hide a path: a file behind /dev/null, a folder behind an empty read-only tmpfs."""
+    yield program.mount("/dev/null", target, "", sys.MS_BIND, "", {0: 1, errno.ENOENT: 1, errno.ENOTDIR: 0})
+    yield program.mount("tmpfs", target, "tmpfs", sys.MS_RDONLY, "size=0")
+
+
+ACTIONS = {
+    action.__name__: action
+    for action in (
+        propagation, bind_root, overlay_root, pivot, drop_old_root, make_folder, filesystem, cgroups, propagate,
+        remount, contained, device, fifo, symlink, read_only, mask,
+    )
+}  # fmt: skip
+"""By name, as a recipe's steps call them."""
+
+
+# --- for steps that need to know more than their recipe does ---
 
 
 def make_file(path: str) -> None:
@@ -67,100 +183,19 @@ def make_file(path: str) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o644))
 
 
-def filesystem(fstype: str, target: str, flags: int, data: str, source: str) -> None:
-    """A file system of its own: proc, sysfs, tmpfs, devpts, mqueue."""
-    make_folder(target)
-    sys.mount(source, target, fstype, flags, data)
-
-
-def cgroups(target: str, flags: int, hierarchies: list[str]) -> None:
-    """The container's groups as its cgroup namespace shows them, as roots. `hierarchies`: v1's controllers of each."""
-    filesystem("tmpfs", target, flags & ~sys.MS_RDONLY, "mode=755", "cgroup")
-    for controllers in hierarchies:
-        filesystem("cgroup", f"{target}/{controllers}", flags, controllers, "cgroup")
-    if flags & sys.MS_RDONLY:
-        remount(target, flags)
-
-
 def place(tree: int, target: str, folder: bool) -> None:
     """Put a tree that `open_tree` picked up where it belongs."""
     if folder:
-        make_folder(target)
+        os.makedirs(target, 0o755, exist_ok=True)
     elif not os.path.lexists(target):
         make_file(target)
     sys.move_mount(tree, target)
     os.close(tree)
 
 
-def propagate(target: str, flags: int) -> None:
-    sys.mount("none", target, "", flags)
-
-
-def remount(target: str, flags: int) -> None:
-    """Change a bind mount's flags; those that were set before stay, as far as the kernel shows them."""
-    sys.mount("none", target, "", sys.MS_BIND | sys.MS_REMOUNT | flags | _kept(target))
-
-
-def _kept(target: str) -> int:
-    """Flags that hold already: a remount without them would lift them, or, in a user namespace, be refused."""
-    shown = os.statvfs(target).f_flag
-    pairs = ((1, sys.MS_RDONLY), (2, sys.MS_NOSUID), (4, sys.MS_NODEV), (8, sys.MS_NOEXEC), (1024, 1024), (2048, 2048))
-    return sum(flag for bit, flag in pairs if shown & bit)
-
-
-def device(path: str, kind: int, major: int, minor: int, mode: int, uid: int, gid: int) -> None:
-    """A device made where it is needed: a bind mount costs more and pins the host's node. `kind`: S_IFCHR, S_IFBLK."""
-    number = os.makedev(major, minor)
-    try:
-        os.mknod(path, kind | mode, number)
-    except FileExistsError:  # the image's own /dev
-        if os.lstat(path).st_rdev != number or os.path.islink(path):
-            os.unlink(path)
-            os.mknod(path, kind | mode, number)
-    os.chmod(path, mode)  # whatever the umask was
-    if uid or gid:
-        os.chown(path, uid, gid)
-
-
-def fifo(path: str, mode: int, uid: int, gid: int) -> None:
-    os.mkfifo(path, mode)
-    os.chown(path, uid, gid)
-
-
-def symlink(source: str, path: str) -> None:
-    """A link that is there already, as the image wants it, stays."""
-    try:
-        os.symlink(source, path)
-    except FileExistsError:
-        if not stat.S_ISLNK(os.lstat(path).st_mode):
-            raise
-
-
-def read_only(target: str) -> None:
-    """Make a path read-only by a bind mount on itself; a path that is not there needs no protection."""
-    try:
-        sys.mount(target, target, "", sys.MS_BIND | sys.MS_REC)
-    except FileNotFoundError:
-        return
-    sys.mount("none", target, "", sys.MS_BIND | sys.MS_REMOUNT | sys.MS_RDONLY | SAFE)
-
-
-def mask(target: str) -> None:
-    """Hide a path: a file behind /dev/null, a folder behind an empty read-only tmpfs."""
-    try:
-        sys.mount("/dev/null", target, "", sys.MS_BIND)
-    except OSError as error:
-        if error.errno == errno.ENOTDIR:
-            sys.mount("tmpfs", target, "tmpfs", sys.MS_RDONLY, "size=0")
-        elif error.errno != errno.ENOENT:
-            raise
-
-
-ACTIONS = {
-    action.__name__: action
-    for action in (
-        propagation, bind_root, overlay_root, pivot, drop_old_root, make_folder, filesystem, cgroups, propagate,
-        remount, device, fifo, symlink, read_only, mask,
-    )
-}  # fmt: skip
-"""By name, as a recipe's steps call them; `place` needs a tree that only the child's own state knows."""
+def open_null() -> int:
+    """What is at /dev/null inside, if it is the null device."""
+    fd = os.open("/dev/null", os.O_RDWR | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC)
+    if os.fstat(fd).st_rdev != NULL:
+        raise OSError(errno.ENXIO, "is not the null device", "/dev/null")
+    return fd

@@ -35,6 +35,7 @@ MNT_DETACH = 2
 SIGKILL, SIGPIPE, SIGXFSZ = 9, 13, 25  # the module `signal` would bring `enum` along
 
 PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
 PR_SET_KEEPCAPS = 8
 PR_CAPBSET_DROP = 24
 PR_SET_CHILD_SUBREAPER = 36
@@ -44,7 +45,7 @@ PR_CAP_AMBIENT_RAISE = 2
 PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _SYS_PIVOT_ROOT = 155  # x86-64; the set-up refuses other architectures
-_SYS_CAPSET = 126
+SYS_CAPSET = 126
 _SYS_OPEN_TREE = 428
 _SYS_MOVE_MOUNT = 429
 _SYS_CLONE3 = 435
@@ -137,11 +138,6 @@ def sethostname(name: str) -> None:
     _check(_libc.sethostname(data, len(data)), f"sethostname {name}")
 
 
-def setdomainname(name: str) -> None:
-    data = name.encode()
-    _check(_libc.setdomainname(data, len(data)), f"setdomainname {name}")
-
-
 def restore_signals() -> None:
     """The interpreter ignores these, and exec would hand that on."""
     for number in (SIGPIPE, SIGXFSZ):
@@ -153,8 +149,7 @@ def prctl(option: int, arg2: int = 0, arg3: int = 0) -> int:
     return result if result >= 0 else _check(result, f"prctl {option} {arg2}")
 
 
-def capset(effective: int, permitted: int, inheritable: int) -> None:
-    """Set this process's three sets, each a bit mask of capability numbers."""
+def packed_capabilities(effective: int, permitted: int, inheritable: int) -> tuple[bytes, bytes]:
+    """capset(2)'s arguments: a process's three sets, each a bit mask of capability numbers."""
     words = [one >> shift & 0xFFFFFFFF for shift in (0, 32) for one in (effective, permitted, inheritable)]
-    header, data = struct.pack("=Ii", _CAP_VERSION_3, 0), struct.pack("=6I", *words)
-    _check(_libc.syscall(_SYS_CAPSET, header, data), "capset")
+    return struct.pack("=Ii", _CAP_VERSION_3, 0), struct.pack("=6I", *words)

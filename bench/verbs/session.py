@@ -20,6 +20,7 @@ from bench.config import Scenario, effective_toml, payload_for
 from bench.drivers.base import Driver
 from bench.drivers.context import RunContext
 from bench.drivers.network import RunNetwork
+from bench.container.runtime import reap as reap_containers
 from bench.drivers.registry import driver_names, make_driver
 from bench.errors import HostError, Interrupted, ResultsError
 from bench.host import host_facts, measure_floor_costs, memory_available, reserve_bytes
@@ -38,7 +39,7 @@ from bench.model import (
     Support,
     TrialRecord,
 )
-from bench.paths import cache_dir, run_state
+from bench.paths import cache_dir, run_state, state_dir
 from bench.plan import Plan
 from bench.runner import Job, Progress, Runner
 from bench.samplers import cpu_seconds, default_samplers
@@ -317,7 +318,7 @@ def clean(wanted: Callable[[Entry], bool]) -> Iterator[tuple[Entry, list[Leftove
 
 
 def _sweep(entry: Entry) -> list[Leftover]:
-    found: list[Leftover] = []
+    found = reap_containers(state_dir(), entry.run)  # first: it unmounts what the drivers' folders may hold
     with idle_context(entry.run, entry.connect) as context:
         for name in driver_names():
             try:

@@ -5,10 +5,12 @@
 
 static pid_t launch(int id, int output) {
     char own[256], root[300], proc[320];
-    make_folders(id, own, sizeof own);
+    snprintf(own, sizeof own, "%s/%d", work, id);
+    must(!mkdir(own, 0755), own);
     pid_t pid = clone_with(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID);
     must(pid >= 0, "clone3");
     if (pid) return pid;
+    make_folders(own);
     mount_overlay(own, root, sizeof root);
     snprintf(proc, sizeof proc, "%s/proc", root);
     must(!mount("proc", proc, "proc", 0, NULL), "proc");

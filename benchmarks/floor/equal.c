@@ -208,7 +208,7 @@ static void file_system(const char *type, const char *path, unsigned long flags,
 static void device(const char *name, int major, int minor) {
     char path[64];
     snprintf(path, sizeof path, "/dev/%s", name);
-    must(!mknod(path, S_IFCHR | 0666, makedev(major, minor)) && !chmod(path, 0666), path);
+    must(!mknod(path, S_IFCHR | 0666, makedev(major, minor)), path);
 }
 
 static void root_file_system(const char *own) {
@@ -222,10 +222,13 @@ static void root_file_system(const char *own) {
     static const char *const frozen[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"};
     const unsigned long safe = MS_NOSUID | MS_NODEV | MS_NOEXEC;
     char root[300], path[512];
+    make_folders(own);
     mount_overlay(own, root, sizeof root);
-    /* After the pivot, as in bench: no symlink of an image leads out. The old root goes last. */
+    /* What follows is after the pivot, as in bench: no symlink of an image leads out. */
     must(!chdir(root), root);
     must(!syscall(SYS_pivot_root, ".", "."), "pivot_root");
+    must(!umount2(".", MNT_DETACH), "umount old root");
+    must(!chdir("/"), "chdir");
     file_system("proc", "/proc", safe, NULL);
     file_system("tmpfs", "/dev", MS_NOSUID | MS_STRICTATIME, "mode=755,size=65536k");
     file_system("devpts", "/dev/pts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5");
@@ -248,8 +251,6 @@ static void root_file_system(const char *own) {
         if (!mount("/dev/null", masked[i], "", MS_BIND, NULL) || errno == ENOENT) continue;
         must(errno == ENOTDIR && !mount("tmpfs", masked[i], "tmpfs", MS_RDONLY, "size=0"), masked[i]);
     }
-    must(!umount2(".", MNT_DETACH), "umount old root");
-    must(!chdir("/"), "chdir");
 }
 
 /* --- rights --------------------------------------------------------------------------------------------------- */
@@ -274,8 +275,8 @@ static pid_t launch(int id, int output) {
     char own[256], name[32], go;
     int release[2];
     must(!pipe2(release, O_CLOEXEC), "pipe");
-    make_folders(id, own, sizeof own);
-    make_groups(id);
+    snprintf(own, sizeof own, "%s/%d", work, id);
+    must(!mkdir(own, 0755), own);
     pid_t pid = clone_with(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET);
     must(pid >= 0, "clone3");
     if (pid) {
@@ -288,6 +289,7 @@ static pid_t launch(int id, int output) {
     close(release[1]); /* its end is the parent's death */
     must(setsid() > 0, "setsid");
     put("/proc/self/oom_score_adj", "500");
+    make_groups(id);
     join_groups(id);
     must(!unshare(CLONE_NEWCGROUP), "cgroup namespace");
     root_file_system(own);

@@ -1,8 +1,8 @@
 /* What both floors share: a single-threaded process that starts and ends instances on request, with no library but libc.
  *
- * Requests are lines on stdin, answers lines on stdout:
- *   launch ID    -> ok NS     the payload's first byte came NS nanoseconds after the request was read
- *   destroy ID   -> ok NS     everything of the instance is gone
+ * It is asked as bench's launcher is: a message on a SOCK_SEQPACKET socket, descriptor 3, one answer each.
+ *   launch ID    -> ok, with the read end of the payload's output
+ *   destroy ID   -> ok: everything of the instance is gone
  * A step that fails ends the program with a message: a floor that skips a step would be no floor.
  */
 #define _GNU_SOURCE
@@ -17,14 +17,15 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #define MOST 20000
+#define LINK 3
 
 static pid_t pids[MOST];
 static const char *work;     /* folder of the instances' own folders */
@@ -38,22 +39,14 @@ static void must(int ok, const char *what) {
     }
 }
 
-static long long now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
-
 static pid_t clone_with(uint64_t flags) {
     struct clone_args args = {.flags = flags, .exit_signal = SIGCHLD};
     return syscall(SYS_clone3, &args, sizeof args);
 }
 
 /* The three folders of an overlay: made inside the timed window. */
-static void make_folders(int id, char *own, size_t size) {
+static void make_folders(const char *own) {
     char path[512];
-    snprintf(own, size, "%s/%d", work, id);
-    must(!mkdir(own, 0755), own);
     for (const char **part = (const char *[]){"upper", "work", "root", NULL}; *part; part++) {
         snprintf(path, sizeof path, "%s/%s", own, *part);
         must(!mkdir(path, 0755), path);
@@ -81,18 +74,31 @@ static void remove_folders(int id) {
 static pid_t launch(int id, int output);
 static void destroyed(int id);
 
+/* A word, with a descriptor beside it if there is one. */
+static void answer(const char *word, int fd) {
+    char control[CMSG_SPACE(sizeof fd)] = {0};
+    struct iovec data = {.iov_base = (void *)word, .iov_len = strlen(word)};
+    struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1};
+    if (fd >= 0) {
+        message.msg_control = control, message.msg_controllen = sizeof control;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET, c->cmsg_type = SCM_RIGHTS, c->cmsg_len = CMSG_LEN(sizeof fd);
+        memcpy(CMSG_DATA(c), &fd, sizeof fd);
+    }
+    must(sendmsg(LINK, &message, 0) > 0, "answer");
+}
+
 static void serve(void) {
-    char line[64], byte;
+    char line[64];
     int id;
-    while (fgets(line, sizeof line, stdin)) {
-        long long began = now();
+    for (ssize_t size; (size = recv(LINK, line, sizeof line - 1, 0)) > 0;) {
+        line[size] = 0;
         if (sscanf(line, "launch %d", &id) == 1 && id >= 0 && id < MOST) {
             int ends[2];
             must(!pipe2(ends, O_CLOEXEC), "pipe");
             pids[id] = launch(id, ends[1]);
             close(ends[1]);
-            must(read(ends[0], &byte, 1) == 1, "the payload's first byte");
-            printf("ok %lld\n", now() - began);
+            answer("ok", ends[0]);
             close(ends[0]);
         } else if (sscanf(line, "destroy %d", &id) == 1 && id >= 0 && id < MOST && pids[id] > 0) {
             must(!kill(pids[id], SIGKILL), "kill");
@@ -100,11 +106,10 @@ static void serve(void) {
             destroyed(id);
             remove_folders(id);
             pids[id] = 0;
-            printf("ok %lld\n", now() - began);
+            answer("ok", -1);
         } else {
-            fprintf(stderr, "floor: what is %s", line);
+            fprintf(stderr, "floor: what is %s?\n", line);
             exit(2);
         }
-        fflush(stdout);
     }
 }

@@ -199,11 +199,11 @@ def test_the_step_is_one_that_a_container_takes(
 def in_namespace(root: Root, own: Path, then: str) -> str:
     """Take the step by the function that the launcher's child calls, in a mount namespace of its own."""
     work = (
-        "import json, os, sys; from bench.linux import mounts\n"
+        "import json, os, sys; from bench.linux import mounts, program\n"
         "action, *values = json.loads(sys.argv[1])\n"
-        "mounts.ACTIONS['propagation'](1 << 18 | 16384); mounts.ACTIONS[action](*values)\n"
         "root = values[0] if action == 'bind_root' else 'root'\n"
-        "mounts.ACTIONS['pivot'](root); mounts.ACTIONS['drop_old_root']()\n"
+        "steps = [['propagation', 1 << 18 | 16384], [action, *values], ['pivot', root], ['drop_old_root']]\n"
+        "for name, *values in steps: program.run(program.operations(mounts.ACTIONS[name](*values), 0))\n"
     )
     argv = ["unshare", "-m", sys.executable, "-c", work + then, json.dumps(root.step)]
     env = {"PYTHONPATH": os.getcwd(), "PYTHONDONTWRITEBYTECODE": "1"}

@@ -39,8 +39,8 @@ def in_order(found: list[str], *wanted: str) -> bool:
 
 def test_the_default_order() -> None:
     assert in_order(
-        names(), "own_groups", "unshare", "propagation", "overlay_root", "pivot", "filesystem", "device", "sysctl",
-        "read_only", "mask", "drop_old_root", "await_parent", "network", "bounding_set", "user", "seccomp",
+        names(), "own_groups", "unshare", "propagation", "overlay_root", "pivot", "drop_old_root", "filesystem", "device",
+        "sysctl", "read_only", "mask", "await_parent", "network", "bounding_set", "user", "seccomp",
         "capabilities",
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ def test_a_user_namespace_waits_for_its_maps_and_binds_devices() -> None:
         SPEC.linux, namespaces=(*SPEC.linux.namespaces, Namespace("user")), uid_mappings=maps, gid_mappings=maps
     )
     found = names(replace(SPEC, linux=linux))
-    assert found[:2] == ["await_parent", "user"]
+    assert found[:3] == ["oom_score_adj", "await_parent", "user"]
     assert "device" not in found
     assert found.count("pick_up") == found.count("place_tree") == 6
     assert "own_groups" not in found, "the launcher attaches it: inside it is nobody"

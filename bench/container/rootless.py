@@ -1,0 +1,132 @@
+"""Containers of an ordinary user: in a user namespace of its own, without what only root can give.
+
+What is degraded is said; what was asked for and can't be had is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from bench.container.groups import Groups
+from bench.container.spec_records import IdMapping, Mount, Namespace, Resources, Spec
+from bench.container.storage import OVERLAY_OPTIONS, Copy, Overlay, Root, Storage
+from bench.errors import HostError, UsageError
+from bench.model import Image, Support
+
+NO_GROUPS = Groups({}, {}, False)
+
+
+def id_maps(user_id: int | None = None, slash: Path = Path("/")) -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
+    """Of users and of groups: root inside is the user, the others are what /etc/subuid and /etc/subgid give it.
+
+    Both or none: without newuidmap, or without an entry, root is the only user there is.
+    """
+    uid = os.getuid() if user_id is None else user_id
+    gid = os.getgid()
+    single = ((IdMapping(0, uid, 1),), (IdMapping(0, gid, 1),))
+    if not (shutil.which("newuidmap") and shutil.which("newgidmap")):
+        return single
+    users, groups = _given(slash / "etc/subuid", uid), _given(slash / "etc/subgid", uid)
+    if users is None or groups is None:
+        return single
+    return (*single[0], IdMapping(1, *users)), (*single[1], IdMapping(1, *groups))
+
+
+def _given(path: Path, uid: int) -> tuple[int, int] | None:
+    """First id and count of the user's first range."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    for line in path.read_text().splitlines() if path.exists() else []:
+        words = line.split(":")
+        if len(words) == 3 and words[0] in (name, str(uid)) and words[1].isdecimal() and words[2].isdecimal():
+            return int(words[1]), int(words[2])
+    return None
+
+
+def without_root(spec: Spec, limit: str | None) -> Spec:
+    """The same container with a user namespace around it. Raises HostError for what needs root: `limit` is the first
+    limit that was asked for."""
+    if limit is not None:
+        raise HostError(f"{limit} needs cgroups, and none is delegated to you", hint="run it as root, or leave it out")
+    users, groups = id_maps()
+    linux = replace(
+        spec.linux,
+        namespaces=(*(one for one in spec.linux.namespaces if one.type != "user"), Namespace("user")),
+        uid_mappings=spec.linux.uid_mappings or users,
+        gid_mappings=spec.linux.gid_mappings or groups,
+        resources=Resources(),
+    )
+    mounts = tuple(_mount(one, linux.namespace("network") is None) for one in spec.mounts)
+    made = replace(spec, linux=linux, mounts=mounts)
+    _check_user(made)
+    return made
+
+
+def _check_user(spec: Spec) -> None:
+    user = spec.process.user
+    for number, mappings in ((user.uid, spec.linux.uid_mappings), (user.gid, spec.linux.gid_mappings)):
+        if not any(0 <= number - one.container_id < one.size for one in mappings):
+            raise UsageError(
+                f"user {user.uid}:{user.gid} does not exist in your user namespace",
+                hint="apt-get install uidmap, and ranges for you in /etc/subuid and /etc/subgid",
+            )
+
+
+def _mount(mount: Mount, host_network: bool) -> Mount:
+    """A sysfs belongs to a network namespace: the host's is not ours to mount, but may be bound. A devpts whose group
+    has no number inside can't be mounted with it."""
+    if mount.type == "sysfs" and host_network:
+        return Mount(mount.destination, "bind", "/sys", ("rbind", "nosuid", "noexec", "nodev", "ro"))
+    if mount.type == "devpts" and not _many():
+        return replace(mount, options=tuple(one for one in mount.options if not one.startswith("gid=")))
+    return mount
+
+
+def _many() -> bool:
+    return len(id_maps()[1]) > 1
+
+
+def warnings(spec: Spec) -> Iterator[str]:
+    """What a container of this user does not have."""
+    yield "no cgroups are delegated to you: no limits, no pause, no stats"
+    if len(spec.linux.uid_mappings) == 1:
+        yield "root is the only user inside: install uidmap and get ranges in /etc/subuid and /etc/subgid for others"
+
+
+# --- storage -----------------------------------------------------------------------------------------------------
+
+
+class _UserOverlay(Overlay):
+    """Overlayfs in a user namespace keeps its marks in attributes that an ordinary user may write."""
+
+    @contextmanager
+    def root(self, image: Image, own: Path) -> Iterator[Root]:
+        with super().root(image, own) as root:
+            yield replace(root, step=("overlay_root", root.step[1], f"{OVERLAY_OPTIONS},userxattr"))
+
+
+def support(name: str) -> Support:
+    if name in ("overlay", "copy"):
+        return Support(True)
+    return Support(False, f"storage {name} needs root", "run it as root, or --storage overlay|copy")
+
+
+@contextmanager
+def open_storage(name: str, folder: Path) -> Iterator[Storage]:
+    """Raises HostError for one that only root can have."""
+    if not (answer := support(name)).ok:
+        raise HostError(answer.reason, hint=answer.hint)
+    folder.mkdir(parents=True)
+    try:
+        yield _UserOverlay(folder) if name == "overlay" else Copy(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
