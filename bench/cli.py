@@ -172,4 +172,21 @@ def image_inspect(reference: str, as_json: bool) -> int:
     return listing.show_image(reference, as_json)
 
 
+@image.command(name="export", epilog=EXIT_CODES)
+@click.argument("reference")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "--form", type=click.Choice(["oci-archive", "oci", "docker-archive"]), default="oci-archive", show_default=True,
+    help="oci is a folder; docker-archive is what `docker load` takes.",
+)  # fmt: skip
+def image_export(reference: str, path: Path, form: str) -> int:
+    """Write an image to PATH."""
+    from bench.verbs.container_run import images
+
+    store = images()
+    store.export(store.resolve(reference), path, form)  # type: ignore[arg-type]  # one of the choices
+    return 0
+
+
+image.add_command(container.commands["commit"], "commit")
 cli.add_command(container)

@@ -21,11 +21,15 @@ def cache_dir() -> Path:
 
 
 def state_dir() -> Path:
-    """Parent of all runs' state folders. Short, because socket paths end at 108 bytes; on disk, because
-    what instances write is measured there."""
+    """`$BENCH_STATE`, else /var/lib/bench as root, else ~/.local/state/bench: parent of all runs' state folders.
+
+    Short, because socket paths end at 108 bytes; on disk, because what instances write is measured there.
+    """
     if chosen := os.environ.get("BENCH_STATE"):
         return Path(chosen).absolute()
-    return Path("/var/lib/bench") if os.geteuid() == 0 else cache_dir() / "state"
+    if os.geteuid() == 0:
+        return Path("/var/lib/bench")
+    return Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "bench"
 
 
 def run_state(run: RunId) -> Path:

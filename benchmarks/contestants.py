@@ -223,6 +223,7 @@ def oci(spawner: Spawner, stage: Stage, runtime: str) -> Command:
 
 
 def lxc(spawner: Spawner, stage: Stage) -> Command:
+    (stage.folder / "lxc").mkdir()
     config = stage.folder / "lxc.conf"
     config.write_text(
         f"lxc.rootfs.path = dir:{stage.rootfs}\nlxc.net.0.type = empty\nlxc.mount.auto = proc:mixed sys:ro\n"

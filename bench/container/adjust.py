@@ -271,9 +271,7 @@ def _mapped(spec: Spec, maps: Sequence[str]) -> Spec:
         return spec
     mappings = tuple(map(_mapping, maps))
     others = tuple(one for one in spec.linux.namespaces if one.type != "user")
-    linux = replace(
-        spec.linux, namespaces=(*others, Namespace("user")), uid_mappings=mappings, gid_mappings=mappings
-    )
+    linux = replace(spec.linux, namespaces=(*others, Namespace("user")), uid_mappings=mappings, gid_mappings=mappings)
     return replace(spec, linux=linux)
 
 
@@ -300,4 +298,3 @@ def with_network(spec: Spec, path: str | None) -> Spec:
     named = (Namespace("network", path),) if path else ()
     sysctl = {name: value for name, value in spec.linux.sysctl.items() if not name.startswith("net.")}
     return replace(spec, linux=replace(spec.linux, namespaces=(*others, *named), sysctl=sysctl))
-

@@ -198,8 +198,8 @@ class Launcher:
     def attach(
         self, recipe: int, place: Placed, target: int, streams: Sequence[int], born: int | None = None
     ) -> tuple[int, int, int]:
-        """Like `exec`, with the caller's own standard streams, and without waiting. Returns pid, pidfd and the master of
-        its terminal, -1 without one.
+        """Like `exec`, with the caller's own standard streams, and without waiting. Returns pid, pidfd and the master
+        of its terminal, -1 without one.
 
         `born`: when the target started; another process of its number is not joined.
         """

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from bench.container.spec_records import Hooks, Process
 from bench.container.state import NotRunning, Record, Records, Status
 from bench.errors import HostError, UsageError
 from bench.linux import cgroups
-from bench.linux.births import open_process
+from bench.linux.births import born, open_process
 from bench.linux.procfs import keyed, number, read
 
 _FREEZE_TIMEOUT = 5.0  # s; a task in an uninterruptible sleep is frozen when it wakes
@@ -79,7 +79,9 @@ def signal_number(text: str) -> int:
     try:
         return int(signal.Signals(int(text))) if text.isdecimal() else int(signal.Signals[f"SIG{name}"])
     except (KeyError, ValueError) as error:
-        raise UsageError(f"there is no signal {text!r}", hint="for example TERM, INT, HUP, USR1, KILL, or 15") from error
+        raise UsageError(
+            f"there is no signal {text!r}", hint="for example TERM, INT, HUP, USR1, KILL, or 15"
+        ) from error
 
 
 # --- freezing ----------------------------------------------------------------------------------------------------
@@ -132,7 +134,7 @@ def _freeze(record: Record, frozen: bool) -> None:
 
 
 @contextlib.contextmanager
-def quiet(record: Record) -> Any:
+def quiet(record: Record) -> Iterator[None]:
     """Paused for a moment, if it runs and can be: what is read of it meanwhile holds together."""
     stop = running(record) and _freezer(record) is not None and not paused(record)
     if stop:
@@ -177,6 +179,20 @@ def processes(record: Record) -> tuple[int, ...]:
 
 
 # --- joining -----------------------------------------------------------------------------------------------------
+
+
+def joined(record: Record) -> tuple[int, int]:
+    """Host pid and start of the process whose namespaces a command joins. Raises NotRunning.
+
+    Its first one; but a reaper is closed to an ordinary user's eyes, so there it is the payload.
+    """
+    if not record.init or os.geteuid() == 0:
+        return record.pid, record.born
+    children = (read(f"/proc/{record.pid}/task/{record.pid}/children") or "").split()
+    start = born(int(children[0])) if children else None
+    if start is None or not running(record):
+        raise NotRunning(f"container {record.name} does not run", hint="bench container ps")
+    return int(children[0]), start
 
 
 def exec_recipe(record: Record, process: Process) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class CgroupLayout(Struct, frozen=True):
 
         `ruled`: for instances with device rules, which on v2 have a group in between; see `device_group`.
         """
-        _refuse_idle(resources)
+        refuse_idle(resources)
         if self.v1:
             return self._v1(parent, resources, pausable)
         if self.v2:
@@ -116,8 +116,8 @@ class CgroupLayout(Struct, frozen=True):
                 _delegate(folder)
 
 
-def _refuse_idle(resources: Resources, slash: Path = Path("/")) -> None:
-    """What there is a file for, and no effect. `slash` holds the `sys` and `proc` to look at."""
+def refuse_idle(resources: Resources, slash: Path = Path("/")) -> None:
+    """Raises HostError for what there is a file for, but no effect. `slash` holds the `sys` and `proc` to look at."""
     if resources.block_io is not None and resources.block_io.weight:
         schedulers = slash.glob("sys/block/*/queue/scheduler")
         if not any("[bfq]" in path.read_text() for path in schedulers):

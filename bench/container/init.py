@@ -6,10 +6,11 @@ name on the status socket, which exec closes: its end without a word is the proo
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # what `signal` is made of, without its enums
 import _socket
 import ctypes
 import os
+import stat
 import time
 
 from bench.linux import cgroups, identity, messages, mounts, netlink, program, seccomp, syscalls
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # typing itself is not imported: see above
     from bench.linux.program import Op, Program
 
     Step = list[Any]
+    Part = Program | Callable[["Place", "Streams"], Program]
 
 PLAIN = {**mounts.ACTIONS, **identity.ACTIONS}
 """Steps that are the same for every instance of a recipe; the others are of `PLACED`, or methods of `Child`."""
@@ -31,8 +33,25 @@ class Recipe:
     """What all instances of one kind have in common. Plain JSON values, checked where they were made."""
 
     __slots__ = (
-        "argv", "awaits", "child", "env", "exec_steps", "filters", "gid_map", "groups", "hooks", "joins", "namespaces",
-        "shared", "steps", "terminal", "uid_map", "umask", "unified", "_inside", "_set_up",
+        "_inside",
+        "_set_up",
+        "argv",
+        "awaits",
+        "child",
+        "env",
+        "exec_steps",
+        "filters",
+        "gid_map",
+        "groups",
+        "hooks",
+        "joins",
+        "namespaces",
+        "shared",
+        "steps",
+        "terminal",
+        "uid_map",
+        "umask",
+        "unified",
     )  # fmt: skip
     namespaces: int  # CLONE_NEW*, made anew
     joins: list[tuple[str, int]]  # namespace file, CLONE_NEW*
@@ -56,15 +75,18 @@ class Recipe:
         self.awaits = ["await_parent"] in self.steps
         self.child: Child | None = None  # in the child only
         self.filters: list[ctypes.Array[ctypes.c_char]] = []  # their addresses are in the programs
-        self._set_up = [self._compile(number, *step) for number, step in enumerate(self.steps)]
+        self._set_up = [
+            self._own_null(number) if step == ["own_null"] else self._compile(number, *step)
+            for number, step in enumerate(self.steps)
+        ]
         self._inside = [self._compile(number, *step) for number, step in enumerate(self.exec_steps)]
 
-    def _compile(self, number: int, name: str, *values: Any) -> Program | Callable[[Place], Program]:
+    def _compile(self, number: int, name: str, *values: Any) -> Part:
         """A step's operations; or what makes them when it is known where the instance goes."""
         if (action := PLAIN.get(name)) is not None:
             return program.operations(action(*values), number)
         if (placed := PLACED.get(name)) is not None:
-            return lambda place: program.operations(placed(self, place), number)
+            return lambda place, _: program.operations(placed(self, place), number)
         if name == "seccomp":
             return program.operations(self._filter(*values), number)
         return [((lambda: getattr(self.child, name)(*values)), None, number)]
@@ -75,11 +97,18 @@ class Recipe:
         self.filters.append(ctypes.create_string_buffer(data, len(data)))
         return program.seccomp(self.filters[-1], len(data) // seccomp.INSTRUCTION, flags)
 
-    def program(self, place: Place, *, inside: bool = False) -> Program:
+    def _own_null(self, number: int) -> Part:
+        """Where we make /dev/null, and nobody else is yet, it needs no second look."""
+        made = any(step[:5] == ["device", "/dev/null", stat.S_IFCHR, 1, 3] for step in self.steps)
+        if made and self.namespaces & syscalls.CLONE_NEWPID:
+            return lambda _, streams: program.operations(_own_null(streams), number)
+        return self._compile(number, "own_null")
+
+    def program(self, place: Place, streams: Streams, *, inside: bool = False) -> Program:
         """All that a child is to do for an instance at `place`; or for one more process `inside` a running one."""
         made: Program = []
         for part in self._inside if inside else self._set_up:
-            made += part(place) if callable(part) else part
+            made += part(place, streams) if callable(part) else part
         made += program.operations([*program.restore_signals(), program.umask(self.umask)], -1)
         return made
 
@@ -118,6 +147,18 @@ class Streams:
     def __init__(self, status: int, stdin: int, output: int, errors: int) -> None:
         self.status, self.stdin, self.output, self.errors = status, stdin, output, errors
         self.nulls = [name for name in self.STANDARD if os.fstat(getattr(self, name)).st_rdev == mounts.NULL]
+
+
+def _own_null(streams: Streams) -> Iterator[Op]:
+    """The container's null device for the host's in our streams: of that one its root could change the mode.
+
+    A file that is opened gets the lowest free number: the one that was closed, as those below it are in use.
+    """
+    for name in streams.nulls:
+        target = Streams.STANDARD.index(name)
+        yield program.close(target)
+        yield program.open("/dev/null", os.O_RDWR)
+        setattr(streams, name, target)
 
 
 def group_paths(recipe: Recipe, name: str) -> list[str]:
@@ -164,7 +205,7 @@ PLACED: dict[str, Callable[[Recipe, Place], Any]] = {
 
 
 def _found(program: str, env: dict[str, str]) -> str:
-    """The file it means, by the payload's PATH. os.execvpe would import a module for that, from the container's files."""
+    """The file it means, by the payload's PATH. os.execvpe would import a module for that: from the container."""
     if "/" in program:
         return program
     paths = [f"{folder or '.'}/{program}" for folder in env.get("PATH", "/usr/bin:/bin").split(":")]
@@ -176,6 +217,7 @@ class Child:
 
     def __init__(self, recipe: Recipe, place: Place, streams: Streams) -> None:
         self.recipe, self.place, self.streams = recipe, place, streams
+        self.word = ctypes.create_string_buffer(4096)
         self.configuration = b""  # netlink messages for our end of the veth pair
         self.trees: list[int] = []
         self.trace: list[tuple[int, int]] = []
@@ -206,7 +248,8 @@ class Child:
         streams = self.streams
         if not self.recipe.terminal:
             for target, fd in enumerate((streams.stdin, streams.output, streams.errors)):
-                os.dup2(fd, target)
+                if fd != target:
+                    os.dup2(fd, target)
         env = {**self.recipe.env, **self.place.env}
         os.execve(_found(argv[0], env), argv, env)
 
@@ -217,10 +260,10 @@ class Child:
 
     def await_parent(self) -> None:
         """Until the launcher has done its part; if it died or gave up, there is nobody to report to."""
-        word = os.read(self.streams.status, 4096)
-        if not word:
+        size = program.read(self.streams.status, self.word)
+        if size <= 0:
             os._exit(126)
-        self.configuration = word[1:]
+        self.configuration = self.word.raw[1:size]
 
     def hold(self) -> None:
         """All is set up; the payload waits for its start."""

@@ -150,10 +150,12 @@ class Launcher:
             ends.add(output=output, child_output=child_output)
             fds = (self.null, child_output, child_output)
         streams = Streams(ends["child_status"], *(fds or (self.null,) * 3))
-        child, made = Child(recipe, place, streams), recipe.program(place)
+        child, made = Child(recipe, place, streams), [
+            *program.operations(program.close(ends["status"]), -1),  # its end is the parent's death
+            *recipe.program(place, streams),
+        ]
         pid, pidfd = self._born(recipe, place)
         if pid == 0:
-            ends.close("status", "output")
             child.become(recipe.steps, made, traced)
         ends.add(pidfd=pidfd)
         self.running.add(pid)
@@ -215,16 +217,18 @@ class Launcher:
             pid, pidfd = _born_into(f"{recipe.unified}/{place.name}", 0) if recipe.unified else syscalls.clone3(0)
             if pid == 0:
                 ends.close("status")
-                inside = Child(recipe, place, Streams(ends["child_status"], *fds))
+                streams = Streams(ends["child_status"], *fds)
+                inside = Child(recipe, place, streams)
                 inside.target = ends["target"]
-                inside.become(recipe.exec_steps, recipe.program(place, inside=True))
+                inside.become(recipe.exec_steps, recipe.program(place, streams, inside=True))
             ends.add(pidfd=pidfd)
             self.running.add(pid)
             ends.close("child_status", "child_output", "child_errors")
             try:
                 _await_exec(ends, recipe.terminal)
             except Failed:
-                self._discard(pid)
+                self._await_end(pid)  # by itself: killed, it would leave its own child to nobody
+                self.exited.pop(pid, None)
                 raise
             return {"pid": pid}, ends.take("pidfd", "output", "errors")
 

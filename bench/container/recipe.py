@@ -143,9 +143,7 @@ def _names(spec: Spec) -> Iterator[Step]:
 
 def _mounts(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step]:
     """Up to the pivot paths are the host's; after it the container's own, whatever its symlinks say."""
-    linux, devices = spec.linux, _devices(spec)
-    trees = _trees(spec.mounts)
-    bound = [_checked(one) for one in devices if user_namespace and one.type != "p"]
+    bound = [_checked(one) for one in _devices(spec) if user_namespace and one.type != "p"]
     yield from _picked_up(spec, kitchen, bound)
     if spec.hooks.create_container:  # after the launcher's own
         yield ["await_parent"]
@@ -160,22 +158,35 @@ def _mounts(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step
     yield ["pivot_own_root"] if kitchen.root == OWN_ROOT else ["pivot", root]
     if not user_namespace:  # `..` of the root leads to what is mounted over it
         yield ["drop_old_root"]
-    trusted = linux.new("pid") and not user_namespace
-    groups = len(trees) + len(bound)
+    yield from _placed(spec, kitchen, bound)
+    yield from (["symlink", source, path] for source, path in _LINKS)
+    if spec.process.terminal:
+        yield _terminal(spec.process)
+    yield from _hidden(spec)
+    if user_namespace:  # which may mount a procfs only where another one is still in sight
+        yield ["drop_old_root"]
+    yield ["own_null"]
+
+
+def _placed(spec: Spec, kitchen: Kitchen, bound: Sequence[Device]) -> Iterator[Step]:
+    """Mounts, then devices; `bound` are those that come from the host."""
+    trees, trusted = _trees(spec.mounts), spec.linux.new("pid") and spec.linux.namespace("user") is None
     for at, mount in enumerate(spec.mounts):
         if not (trusted and mount.destination in _USUAL):
             yield ["contained", mount.destination]
         if mount.type in _CGROUPS:
-            yield from _cgroups(mount, spec, kitchen.groups, groups)
+            yield from _cgroups(mount, spec, kitchen.groups, len(trees) + len(bound))
         yield from _mount(mount, kitchen.bundle, trees.get(at, -1))
-    for device in devices:
+    for device in _devices(spec):
         if not (trusted and device.path in _USUAL):
             yield ["contained", device.path]
         number = len(trees) + bound.index(device) if device in bound else -1
         yield ["place_tree", number, device.path, False] if number >= 0 else _device(device)
-    yield from (["symlink", source, path] for source, path in _LINKS)
-    if spec.process.terminal:
-        yield _terminal(spec.process)
+
+
+def _hidden(spec: Spec) -> Iterator[Step]:
+    """What is set, and then can't be changed or seen any more."""
+    linux = spec.linux
     yield from (["sysctl", sysctl_path(name), value] for name, value in linux.sysctl.items())
     yield from (["read_only", path] for path in linux.readonly_paths)
     yield from (["mask", path] for path in linux.masked_paths)
@@ -183,9 +194,6 @@ def _mounts(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step
         yield ["remount", "/", syscalls.MS_RDONLY]
     if linux.rootfs_propagation in mount_options.PROPAGATION:
         yield ["propagate", "/", mount_options.PROPAGATION[linux.rootfs_propagation]]
-    if user_namespace:  # which may mount a procfs only where another one is still in sight
-        yield ["drop_old_root"]
-    yield ["own_null"]
 
 
 def _trees(mounts: Sequence[Mount]) -> dict[int, int]:

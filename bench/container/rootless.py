@@ -8,18 +8,25 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
 
+from bench import process
+from bench.container.client import Launcher, Placed
 from bench.container.groups import Groups
+from bench.container.recipe import CLONE
 from bench.container.spec_records import IdMapping, Mount, Namespace, Resources, Spec
-from bench.container.storage import OVERLAY_OPTIONS, Copy, Overlay, Root, Storage
+from bench.container.storage import Copy, Overlay, Root, Storage
 from bench.errors import HostError, UsageError
 from bench.model import Image, Support
 
+_TUN = "/dev/net/tun"
+_NETWORK_TIMEOUT = 10.0  # s
+_REMOVE_TIMEOUT = 60.0  # s
 NO_GROUPS = Groups({}, {}, False)
 
 
@@ -64,11 +71,17 @@ def without_root(spec: Spec, limit: str | None) -> Spec:
         uid_mappings=spec.linux.uid_mappings or users,
         gid_mappings=spec.linux.gid_mappings or groups,
         resources=Resources(),
+        sysctl={name: _sysctl(name, value, groups) for name, value in spec.linux.sysctl.items()},
     )
     mounts = tuple(_mount(one, linux.namespace("network") is None) for one in spec.mounts)
     made = replace(spec, linux=linux, mounts=mounts)
     _check_user(made)
     return made
+
+
+def _sysctl(name: str, value: str, groups: tuple[IdMapping, ...]) -> str:
+    """Who may ping: only groups that exist."""
+    return f"0 {sum(one.size for one in groups) - 1}" if name == "net.ipv4.ping_group_range" else value
 
 
 def _check_user(spec: Spec) -> None:
@@ -102,6 +115,51 @@ def warnings(spec: Spec) -> Iterator[str]:
         yield "root is the only user inside: install uidmap and get ranges in /etc/subuid and /etc/subgid for others"
 
 
+# --- network -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def user_network(pid: int) -> Iterator[None]:
+    """The user's own connections, as the only interface of the namespaces of process `pid`: by pasta(1), which lives as
+    long as the context. Raises HostError without it."""
+    if not shutil.which("pasta"):
+        raise HostError("--network user needs pasta", hint="apt-get install -y passt, or --network none")
+    if not os.access(_TUN, os.R_OK | os.W_OK):
+        raise HostError(f"pasta needs {_TUN}, which you may not open", hint=f"sudo chmod 666 {_TUN}")
+    with process.spawn(["pasta", "--quiet", "--foreground", "--config-net", str(pid)]) as child:
+        deadline = time.monotonic() + _NETWORK_TIMEOUT
+        while len(Path(f"/proc/{pid}/net/dev").read_text().splitlines()) < 4:  # two of headings, and lo
+            if child.poll() is not None or time.monotonic() > deadline:
+                raise HostError("pasta made no interface", hint="what it said is above")
+            time.sleep(0.01)
+        yield
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def remove_tree(spec: Spec, path: Path) -> None:
+    """Remove what a container wrote: some of it may belong to users that are ours in its user namespace only, and the
+    folder that overlayfs works in is closed to us."""
+    shutil.rmtree(path, ignore_errors=True)
+    if not path.exists():
+        return
+    groups: list[int] | None = [] if len(spec.linux.gid_mappings) > 1 else None
+    maps = ["".join(f"{one.container_id} {one.host_id} {one.size}\n" for one in mappings)
+            for mappings in (spec.linux.uid_mappings, spec.linux.gid_mappings)]  # fmt: skip
+    fields = {
+        "namespaces": CLONE["user"], "joins": [], "uid_map": maps[0], "gid_map": maps[1], "unified": "", "groups": [],
+        "shared": [], "steps": [["await_parent"], ["user", 0, 0, groups], ["await_parent"]], "exec_steps": [],
+        "hooks": [],
+        "argv": ["/bin/rm", "-rf", str(path)], "env": {}, "umask": 0o22, "terminal": False,
+    }  # fmt: skip
+    with Launcher() as launcher:
+        done = launcher.launch(launcher.learn(fields), Placed("rm"))
+        done.ended(_REMOVE_TIMEOUT)
+        done.close()
+        os.close(done.output)
+
+
 # --- storage -----------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +169,7 @@ class _UserOverlay(Overlay):
     @contextmanager
     def root(self, image: Image, own: Path) -> Iterator[Root]:
         with super().root(image, own) as root:
-            yield replace(root, step=("overlay_root", root.step[1], f"{OVERLAY_OPTIONS},userxattr"))
+            yield replace(root, step=("overlay_root", root.step[1], ",userxattr"))  # which turns redirects off as well
 
 
 def support(name: str) -> Support:

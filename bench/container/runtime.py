@@ -12,7 +12,6 @@ that was killed leaves it to `reap`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
@@ -38,7 +37,7 @@ from bench.container.spec_records import Hook, Spec
 from bench.container.state import NotRunning, Record, Records, check_name, new_run, registered
 from bench.container.storage import Root, Storage, open_storage
 from bench.container.storage import reap as reap_storage
-from bench.errors import ConfigError, HostError, LaunchError, UsageError
+from bench.errors import ConfigError, HostError, UsageError
 from bench.images.changes import Changes, Difference, Upper
 from bench.images.oci import hex_of
 from bench.images.store import ImageStore
@@ -68,6 +67,7 @@ class Wanted(Struct, frozen=True):
     storage: str = "overlay"
     network: NetworkRequest = NetworkRequest("none")
     translate: bool = False  # let it out through the host's uplink
+    user_network: bool = False  # by pasta: the way an ordinary user's container gets out
     init: bool = False
     limit: str | None = None
 
@@ -140,9 +140,10 @@ class Runtime:
                 record = Record(
                     run=self.run, number=self._numbers, name=name, created=time.time(), monitor=os.getpid(), spec=spec,
                     groups=self._groups(spec), bundle=str(bundle.folder), setgroups=self.root or _many(spec),
+                    init=wanted.init,
                 )  # fmt: skip
-                self.records.folder(record).mkdir()
-                failed.callback(self.records.drop, record)
+                self.records.folder(record).mkdir(mode=0o700)  # set-id programs made inside are the host's in here
+                failed.callback(drop, self.records, record)
                 self.records.write(record)
             with ExitStack() as stack:
                 made = self._build(bundle, wanted, record, stack, streams, tell)
@@ -190,6 +191,8 @@ class Runtime:
         stack.callback(self._launcher.destroy, number, place.name)
         process = self._launched(number, place, streams, record)
         stack.callback(process.close)
+        if wanted.user_network:
+            stack.enter_context(rootless.user_network(process.pid))
         record = self.records.write(replace(record, pid=process.pid, born=born(process.pid) or 0))
         return Container(self, record, number, process)
 
@@ -315,7 +318,7 @@ class Container:
         process = control.exec_process(self.record, argv, **changes)
         number = self._runtime.launcher.learn(control.exec_recipe(self.record, process))
         place = Placed(self.record.id, argv=tuple(argv))
-        return self._runtime.launcher.exec(number, place, self.pid, timeout)
+        return self._runtime.launcher.exec(number, place, control.joined(self.record)[0], timeout)
 
     def kill(self, number: int) -> None:
         """Send its first process a signal. Raises NotRunning."""
@@ -360,7 +363,7 @@ class Container:
     def delete(self) -> None:
         """Release it, and remove what it wrote. Idempotent."""
         self.release()
-        self._runtime.records.drop(self.record)
+        drop(self._runtime.records, self.record)
         self._runtime.forget(self)
 
     def _hooks(self, hooks: Sequence[Hook], status: str) -> None:
@@ -447,6 +450,13 @@ def _changes(record: Record) -> Changes:
             "overlayfs keeps what an ordinary user's container deleted in another form", hint="--storage copy"
         )
     return Upper(Path(record.changed), fuse=record.storage == "fuse-overlayfs")
+
+
+def drop(records: Records, record: Record) -> None:
+    """Remove a record with all that its container wrote."""
+    if os.geteuid():
+        rootless.remove_tree(record.spec, records.folder(record))
+    records.drop(record)
 
 
 def reap(top: Path, run: RunId, network: Networks | None = None) -> list[Leftover]:

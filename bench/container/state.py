@@ -1,8 +1,8 @@
 """Records of containers started by hand: what another process must know to find, join, look at or remove one.
 
-    STATE/TOKEN/lock           held as long as the process that runs it lives
-    STATE/TOKEN/run.json       while it does: what `bench clean` goes by if that process was killed
-    STATE/TOKEN/c1/record.json the record; beside it `log`, and what the container wrote
+STATE/TOKEN/lock           held as long as the process that runs it lives
+STATE/TOKEN/run.json       while it does: what `bench clean` goes by if that process was killed
+STATE/TOKEN/c1/record.json the record; beside it `log`, and what the container wrote
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Record(Struct, frozen=True, kw_only=True):
     shared: tuple[str, ...] = ()
     filter: Filter | None = None
     setgroups: bool = True
+    init: bool = False  # its first process is our reaper, the payload that one's child
     image: str = ""
     digest: str = ""
     bundle: str = ""

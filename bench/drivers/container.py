@@ -83,6 +83,8 @@ class ContainerDriver:
 
     def prepare(self, spec: InstanceSpec) -> None:
         self._context.launcher.start()
+        # For us alone: a set-id program that root made inside is one of the host's root here.
+        self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._layout.prepare(run_group(spec.run))
         self._storage(spec).prepare(self._context.images, spec.image)
         if _settings(spec).network == "bridge":

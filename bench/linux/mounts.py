@@ -1,8 +1,9 @@
 """What a container's own mounts are made of: steps of a recipe -> the operations of a child's program, in order.
 
 Up to `pivot` paths are the host's, after it the container's own: so a symlink of the image leads nowhere else. What is
-to be bound from the host is picked up before (`open_tree`) and put in place after. The old root goes last: a procfs may
-be mounted in a user namespace only where another one is still in sight.
+to be bound from the host is picked up before (`open_tree`) and put in place after. The old root goes right after the
+pivot: mounted over the new one it is where `..` of `/` leads. Only in a user namespace it goes last: there a procfs may
+be mounted only where another one is still in sight, and each path is checked before (`contained`).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def bind_root(path: str) -> Op:
 
 
 def pivot(path: str) -> Iterator[Op]:
-    """Make `path` the root; the old one stays mounted over it, out of reach of any path, until `drop_old_root`."""
+    """Make `path` the root; the old one stays mounted over it until `drop_old_root`."""
     return program.pivot_root(path)
 
 

@@ -6,6 +6,7 @@ Message layout: netlink(7), rtnetlink(7), linux/if_link.h. One socket per networ
 from __future__ import annotations
 
 import _socket as socket  # the module around it would double the heap that every launch copies
+import ctypes
 import errno
 import os
 import struct
@@ -216,15 +217,33 @@ def configuration(ip: str, prefix: int, gateway: str) -> bytes:
     return pack(_inside(_INDEX, ip, prefix, gateway), 1)
 
 
+_SYS_SOCKET, _SYS_SENDTO, _SYS_RECVFROM, _SYS_IOCTL, _SYS_CLOSE = 41, 44, 45, 16, 3  # x86-64
+_SIOCGIFINDEX = 0x8933
+_syscall = ctypes.PyDLL(None, use_errno=True).syscall
+
+
+def _done(result: int, what: str) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), what)
+    return result
+
+
 def apply(packed: bytes, name: str) -> None:
-    """Set the inside up, from a process in it, with interface `name`. Raises OSError naming the request by number."""
-    index = socket.if_nametoindex(name)
-    link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-    link.send(packed.replace(_INDEX.to_bytes(4, "little"), index.to_bytes(4, "little")))
-    reply = link.recv(4096)
-    link.close()
-    if code := -int.from_bytes(reply[16:20], "little", signed=True):
-        number = int.from_bytes(reply[8:12], "little")
+    """Set the inside up, from a process in it, with interface `name`. Raises OSError naming the request by number.
+
+    By system calls: the memory that a socket object takes would be copied for it.
+    """
+    fields = ctypes.create_string_buffer(name.encode(), 40)  # struct ifreq
+    reply = ctypes.create_string_buffer(4096)
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    link = _done(_syscall(_SYS_SOCKET, int(socket.AF_NETLINK), kind, socket.NETLINK_ROUTE), "netlink socket")
+    _done(_syscall(_SYS_IOCTL, link, _SIOCGIFINDEX, fields), f"interface {name}")
+    message = packed.replace(_INDEX.to_bytes(4, "little"), fields.raw[16:20])
+    _done(_syscall(_SYS_SENDTO, link, message, len(message), 0, None, 0), "netlink request")
+    _done(_syscall(_SYS_RECVFROM, link, reply, len(reply), 0, None, None), "netlink answer")
+    _syscall(_SYS_CLOSE, link)
+    if code := -int.from_bytes(reply.raw[16:20], "little", signed=True):
+        number = int.from_bytes(reply.raw[8:12], "little")
         raise OSError(code, os.strerror(code), f"request {number} of: lo up, IPv6 off, {name} up, address, route")
 
 

@@ -17,7 +17,6 @@ from bench.linux import syscalls as sys
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Any
 
     Call = tuple[int | bytes, ...]  # number and arguments
     Text = list[bytes]  # a file and what to write there
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     Program = list[tuple[Work, Spare | None, int]]  # with the step each belongs to
 
 # Numbers of x86-64; the set-up refuses other architectures.
-_WRITE, _OPEN, _CLOSE, _RT_SIGACTION, _GETPID = 1, 2, 3, 13, 39
+_READ, _WRITE, _OPEN, _CLOSE, _RT_SIGACTION, _GETPID = 0, 1, 2, 3, 13, 39
 _CHDIR, _MKDIR, _SYMLINK, _CHOWN, _UMASK, _SETSID, _MKNOD, _PIVOT_ROOT = 80, 83, 88, 92, 95, 112, 133, 155
 _PRCTL, _CHROOT, _MOUNT, _UMOUNT2, _SETHOSTNAME, _SETDOMAINNAME, _UNSHARE = 157, 161, 165, 166, 170, 171, 272
 _SECCOMP, _SECCOMP_SET_MODE_FILTER = 317, 1
@@ -78,6 +77,11 @@ def _failed(number: int, step: int, said: str = "") -> StepError:
     return error
 
 
+def read(fd: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
+    """Bytes read into `buffer`; -1 on failure."""
+    return int(_syscall(_READ, fd, buffer, len(buffer)))
+
+
 def warm_up() -> None:
     """Let the interpreter specialize the loop, here where every child inherits it: 40 times a call without effect."""
     calls: list[Work] = [(_GETPID,), [b"/dev/null", b"0"]]
@@ -85,6 +89,14 @@ def warm_up() -> None:
 
 
 # --- operations ---
+
+
+def close(fd: int) -> Op:
+    return (_CLOSE, fd), None
+
+
+def open(path: str, flags: int) -> Op:
+    return (_OPEN, os.fsencode(path), flags, 0), None
 
 
 def mkdir(path: str) -> Iterator[Op]:

@@ -38,7 +38,11 @@ def _many(*names: str, **keys: Any) -> Callable[[_Command], _Command]:
 
 
 _RUN_OPTIONS = (
-    click.option("--bundle", type=click.Path(path_type=Path, file_okay=False, exists=True), help="An OCI bundle instead of an image."),
+    click.option(
+        "--bundle",
+        type=click.Path(path_type=Path, file_okay=False, exists=True),
+        help="An OCI bundle instead of an image.",
+    ),
     click.option("-d", "--detach", is_flag=True, help="Go on in the background; print its name."),
     click.option("--name", default="", metavar="NAME", help="[default: its id]"),
     click.option("--rm", "remove", is_flag=True, help="Remove it when it has ended."),
@@ -50,7 +54,13 @@ _RUN_OPTIONS = (
     click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="By name or number."),
     _many("-v", "--volume", metavar="SRC:DST[:OPTS]", help="Bind a folder or file of the host: ro, noexec, ..."),
     _many("--tmpfs", metavar="DST[:OPTS]", help="Mount a tmpfs: size=16m, mode=1777, ..."),
-    click.option("--network", default="none", show_default=True, metavar="NETWORK", help="none, host, bridge, user (pasta), or container:NAME."),
+    click.option(
+        "--network",
+        default="none",
+        show_default=True,
+        metavar="NETWORK",
+        help="none, host, bridge, user (pasta), or container:NAME.",
+    ),
     _many("--publish", metavar="[IP:]PORT:PORT", help="Lead a port of the host to it."),
     click.option("--nat", is_flag=True, help="Let it out through the host's uplink."),
     click.option("--memory", metavar="SIZE", help="Like 64m."),
@@ -64,15 +74,23 @@ _RUN_OPTIONS = (
     _many("--cap-drop", metavar="CAP"),
     click.option("--read-only", is_flag=True, help="Make its root read-only."),
     click.option("--no-new-privileges", is_flag=True),
-    _many("--security", metavar="seccomp=X", help="seccomp=unconfined, or seccomp=FILE (linux.seccomp of an OCI spec)."),
+    _many(
+        "--security", metavar="seccomp=X", help="seccomp=unconfined, or seccomp=FILE (linux.seccomp of an OCI spec)."
+    ),
     _many("--ulimit", metavar="NAME=SOFT[:HARD]"),
     _many("--sysctl", metavar="NAME=VALUE"),
     click.option("--hostname", metavar="NAME"),
     click.option("--init", is_flag=True, help="A pid 1 that reaps zombies and passes signals on."),
-    click.option("--storage", default="overlay", show_default=True, metavar="STORAGE", help="overlay, fuse-overlayfs, copy, reflink, btrfs."),
+    click.option(
+        "--storage",
+        default="overlay",
+        show_default=True,
+        metavar="STORAGE",
+        help="overlay, fuse-overlayfs, copy, reflink, btrfs.",
+    ),
     _many("--userns", metavar="IN:OUT:COUNT", help="A user namespace with this map."),
     click.option("--debug", is_flag=True, help="Print the set-up as a list of steps before it runs."),
-)  # fmt: skip
+)
 
 
 def _with_run_options(command: _Command) -> _Command:

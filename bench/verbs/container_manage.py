@@ -174,7 +174,7 @@ def _removed(records: Records, record: Record, force: bool) -> list[Leftover]:
             )
     elif status == "dead":
         found = library.reap(records.top, record.run, RunNetwork(record.run) if os.geteuid() == 0 else None)
-    records.drop(record)
+    library.drop(records, record)
     return found
 
 

@@ -22,7 +22,7 @@ from bench.container.monitor import Parent, Relay
 from bench.container.network import parse_network
 from bench.container.recipe import describe
 from bench.container.runtime import Container, Runtime, Wanted
-from bench.container.spec_records import ConsoleSize, User
+from bench.container.spec_records import ConsoleSize, Spec, User
 from bench.container.state import NotRunning, Record, Records, check_name
 from bench.drivers.network import RunNetwork
 from bench.errors import BenchError, UsageError
@@ -99,7 +99,7 @@ def _check(request: Request) -> None:
 
 
 def _plain(network: str) -> str:
-    return "none" if network.startswith(_JOINED) else network
+    return "none" if network == "user" or network.startswith(_JOINED) else network
 
 
 def _bundle(request: Request, store: ImageStore) -> Bundle:
@@ -118,21 +118,30 @@ def _bundle(request: Request, store: ImageStore) -> Bundle:
     return made
 
 
-def _sized(spec: Any) -> Any:
+def _sized(spec: Spec) -> Spec:
     """A terminal of our window's size, and its usual name."""
     if not spec.process.terminal:
         return spec
+    process = replace(
+        spec.process, console_size=_console() or spec.process.console_size, env=_with_term(spec.process.env)
+    )
+    return replace(spec, process=process)
+
+
+def _console() -> ConsoleSize | None:
     rows, columns = monitor.window(0, 1, 2)
-    size = ConsoleSize(rows, columns) if rows and columns else spec.process.console_size
-    env = spec.process.env if any(one.startswith("TERM=") for one in spec.process.env) else (*spec.process.env, "TERM=xterm")
-    return replace(spec, process=replace(spec.process, console_size=size, env=env))
+    return ConsoleSize(rows, columns) if rows and columns else None
+
+
+def _with_term(env: tuple[str, ...]) -> tuple[str, ...]:
+    return env if any(one.startswith("TERM=") for one in env) else (*env, "TERM=xterm")
 
 
 def _wanted(request: Request) -> Wanted:
     network = parse_network(_plain(request.network), request.publish)
     return Wanted(
         name=request.name, storage=request.storage, network=network, translate=request.translate, init=request.init,
-        limit=request.options.limited,
+        user_network=request.network == "user", limit=request.options.limited,
     )  # fmt: skip
 
 
@@ -243,7 +252,8 @@ def _joined(record: Record, request: ExecRequest) -> int:
             stdin = 0 if request.interactive else os.open(os.devnull, os.O_RDONLY)
             streams = (stdin, 1, 2)
         place = Placed(record.id, argv=request.argv)
-        pid, pidfd, master = launcher.attach(number, place, record.pid, streams, born=record.born)
+        target, born = control.joined(record)
+        pid, pidfd, master = launcher.attach(number, place, target, streams, born=born)
         stack.callback(os.close, pidfd)
         relay = Relay(pidfd, partial(_signalled, pidfd))
         if master >= 0:
@@ -265,9 +275,8 @@ def _changes(record: Record, request: ExecRequest) -> dict[str, Any]:
     env = with_env(record.spec.process.env, request.env)
     changes: dict[str, Any] = {"env": env, "terminal": request.terminal}
     if request.terminal:
-        rows, columns = monitor.window(0, 1, 2)
-        changes["console_size"] = ConsoleSize(rows, columns) if rows and columns else None
-        changes["env"] = env if any(one.startswith("TERM=") for one in env) else (*env, "TERM=xterm")
+        changes["console_size"] = _console()
+        changes["env"] = _with_term(env)
     if request.workdir is not None:
         if not request.workdir.startswith("/"):
             raise UsageError(f"-w {request.workdir}: not an absolute path")

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from bench import __version__
 from bench.config import Scenario, effective_toml, payload_for
+from bench.container.runtime import reap as reap_containers
 from bench.drivers.base import Driver
 from bench.drivers.context import RunContext
 from bench.drivers.network import RunNetwork
-from bench.container.runtime import reap as reap_containers
 from bench.drivers.registry import driver_names, make_driver
 from bench.errors import HostError, Interrupted, ResultsError
 from bench.host import host_facts, measure_floor_costs, memory_available, reserve_bytes

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -25,8 +26,8 @@ from bench.container.seccomp import compile_file, filter_flags
 from bench.container.spec import default_spec
 from bench.container.spec_records import Capabilities, Linux, Namespace, Process, Spec
 from bench.container.storage import OVERLAY_OPTIONS
-from bench.linux.capabilities import NUMBERS
 from bench.linux import cgroups
+from bench.linux.capabilities import NUMBERS
 from bench.model import Completed
 from bench.process import run
 
@@ -50,7 +51,9 @@ class Told(Struct, frozen=True):
 class Box:
     """A running container."""
 
-    def __init__(self, launcher: Launcher, number: int, place: Placed, process: LaunchedProcess, groups: Groups) -> None:
+    def __init__(
+        self, launcher: Launcher, number: int, place: Placed, process: LaunchedProcess, groups: Groups
+    ) -> None:
         self._launcher, self._number, self._place, self._process = launcher, number, place, process
         self.pid, self.folder = process.pid, Path(place.folder)
         self.groups = groups.of(place.name)
@@ -122,7 +125,7 @@ class Boxes:
         return copy
 
     def clean(self) -> None:
-        for top in layout().tops() + [layout().v1.get("devices", "")]:
+        for top in (*layout().tops(), layout().v1.get("devices", "")):
             if os.path.isdir(f"{top}/{self.parent}"):
                 cgroups.remove(f"{top}/{self.parent}")
 
@@ -144,32 +147,33 @@ class Boxes:
     @contextlib.contextmanager
     def running(
         self, spec: Spec, *, bundle: Path | None = None, image: Path | None = None, owner: int = 0,
-        tamper: Callable[[dict[str, Any]], None] = lambda _: None,
+        reaper: bool = False, tamper: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> Iterator[Box]:  # fmt: skip
-        """In the bundle's own root, or an overlay on `image`; `owner`: root of the user namespace, on the host.
-        `tamper` takes a safeguard out of the recipe, to see that it was one."""
+        """In the bundle's own root, or an overlay on `image`; `owner`: root of the user namespace, on the host;
+        `reaper`: with a pid 1 of ours. `tamper` takes a safeguard out of the recipe, to see that it was one."""
         self._count += 1
         name = f"i{self._count}-{os.getpid()}"
         place = Placed(name, str(self.folder / name), spec.hostname or name, bundle=str(bundle or ""))
         os.mkdir(place.folder)
         os.chown(place.folder, owner, owner)
         try:
-            with self._launched(spec, place, bundle, image or self.image, tamper) as box:
+            with self._launched(spec, place, bundle, image or self.image, reaper, tamper) as box:
                 yield box
         finally:
             shutil.rmtree(place.folder)
 
     @contextlib.contextmanager
     def _launched(
-        self, spec: Spec, place: Placed, bundle: Path | None, image: Path, tamper: Callable[[dict[str, Any]], None]
-    ) -> Iterator[Box]:
+        self, spec: Spec, place: Placed, bundle: Path | None, image: Path, reaper: bool,
+        tamper: Callable[[dict[str, Any]], None],
+    ) -> Iterator[Box]:  # fmt: skip
         groups = layout().groups(self.parent, spec.linux.resources, ruled=True)
         rules = device_group(layout(), self.parent, spec.linux.resources, groups)
         seccomp = spec.linux.seccomp
         program = Filter(str(compile_file(seccomp, self.folder)), filter_flags(seccomp)) if seccomp else None
         options = ",userxattr" if spec.linux.namespace("user") else OVERLAY_OPTIONS
         root = None if bundle else ("overlay_root", str(image), options)
-        kitchen = Kitchen(root, bundle or self.folder, groups, (rules,) if rules else (), program)
+        kitchen = Kitchen(root, bundle or self.folder, groups, (rules,) if rules else (), program, reaper=reaper)
         fields = recipe(spec, kitchen)
         tamper(fields)
         number = self.launcher.learn(fields)
@@ -191,7 +195,8 @@ def _image(folder: Path) -> Path:
         (folder / name).mkdir(parents=True)
     (folder / "tmp").chmod(0o1777)
     busybox = shutil.which("busybox")
-    assert busybox is not None, "remedy: apt-get install --no-install-recommends busybox-static"
+    if busybox is None or shutil.which("gcc") is None:
+        pytest.skip("no busybox or gcc; remedy: apt-get install --no-install-recommends busybox-static gcc libc6-dev")
     shutil.copy(busybox, folder / "bin/busybox")
     for applet in run([busybox, "--list"], timeout=10).stdout.split():
         if applet != "busybox":
@@ -243,3 +248,27 @@ def namespaces(*kinds: str, **paths: str) -> tuple[Namespace, ...]:
     """New ones of `kinds`; those with a path are joined."""
     made = [Namespace(kind) for kind in kinds]  # type: ignore[arg-type]
     return (*made, *(Namespace(kind, path) for kind, path in paths.items()))  # type: ignore[arg-type]
+
+
+# --- traps -------------------------------------------------------------------------------------------------------
+
+
+def state(folder: Path) -> list[tuple[str, int, int, int, bytes]]:
+    """All that could have been changed below a folder."""
+    found = []
+    for path in sorted((folder, *folder.rglob("*"))):
+        facts = path.lstat()
+        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+        found.append((str(path), facts.st_mode, facts.st_uid, facts.st_ctime_ns, content))
+    return found
+
+
+def hostile(boxes: Boxes, folder: Path, **links: str) -> Path:
+    """The image, with symlinks in place of folders."""
+    shutil.copytree(boxes.image, folder, symlinks=True)
+    for name, target in links.items():
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        path.symlink_to(target)
+    return folder

@@ -43,7 +43,13 @@ class ByHand:
     def __call__(self, *words: str, stdin: bytes = b"", timeout: float = 30, status: int | None = 0) -> Completed:
         """Run one to its end; `status` is what it must end with, None: whatever."""
         done = subprocess.run(
-            self.argv(*words), input=stdin, capture_output=True, timeout=timeout, env=self.env, cwd=self._home, check=False
+            self.argv(*words),
+            input=stdin,
+            capture_output=True,
+            timeout=timeout,
+            env=self.env,
+            cwd=self._home,
+            check=False,
         )
         out, said = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
         self.note(said)

@@ -27,7 +27,6 @@ from bench.container.state import NameTaken, NotRunning, Records, UnknownContain
 from bench.errors import LaunchError, UsageError
 from bench.images.build import find_busybox
 from bench.images.store import ImageStore
-from bench.model import RunId
 from tests.integration.by_hand import ByHand, Terminal
 from tests.integration.traces import traces
 
@@ -97,7 +96,9 @@ def test_one_that_never_starts_is_deleted_too(runtime: Runtime) -> None:
 def test_exec_joins_it(runtime: Runtime) -> None:
     made = box(runtime, "sleep", "100")
     made.start()
-    done = made.exec(["sh", "-c", "hostname; cat /proc/1/comm; echo $HERE; exit 3"], timeout=10, env=("HERE=there", "PATH=/bin"))
+    done = made.exec(
+        ["sh", "-c", "hostname; cat /proc/1/comm; echo $HERE; exit 3"], timeout=10, env=("HERE=there", "PATH=/bin")
+    )
     assert (done.status, done.stdout) == (3, f"{made.record.id}\nsleep\nthere\n")
     with pytest.raises(LaunchError, match="exec /nosuch"):
         made.exec(["/nosuch"], timeout=10)
@@ -240,7 +241,7 @@ def bundle_at(folder: Path, *argv: str, hooks: Hooks = Hooks()) -> Spec:  # noqa
 
 
 def hook(folder: Path, name: str, script: str = "") -> Hook:
-    """Notes its name, what it was told, and where it runs: whether it sees the host's files, and its mount namespace."""
+    """Notes its name, what it was told, and in which network namespace it runs."""
     text = f'{script or "true"}; read told; echo "{name} $told $(readlink /proc/self/ns/net)" >> {folder}/hooks.log'
     return Hook("/bin/sh", ("sh", "-c", text))
 
@@ -288,7 +289,7 @@ def test_a_failing_hook_ends_the_set_up_by_name(runtime: Runtime, tmp_path: Path
     folder.mkdir()
     failing = {place: (Hook("/bin/sh", ("sh", "-c", "exit 4")),)}
     bundle_at(folder, "/bin/true", hooks=Hooks(**failing))  # type: ignore[arg-type]
-    with pytest.raises(LaunchError, match="hook /bin/sh.*ended with status 4"):
+    with pytest.raises(LaunchError, match=r"hook /bin/sh.*ended with status 4"):
         runtime.create(of_folder(folder)).start()
 
 
@@ -438,9 +439,8 @@ def test_verbs_on_a_running_one(bench: ByHand) -> None:
     bench("run", "-d", "--name", "d", "--memory", "64m", "default", "sleep", "100")
     assert bench("exec", "d", "sh", "-c", "echo out; exit 8", status=8).stdout == "out\n"
     assert bench("exec", "-i", "d", "cat", stdin=b"in").stdout == "in"
-    assert bench("exec", "-u", "7:8", "-w", "/tmp", "-e", "X=y", "d", "sh", "-c", "id -u; pwd; echo $X").stdout.split() == [
-        "7", "/tmp", "y",
-    ]  # fmt: skip
+    who = ("-u", "7:8", "-w", "/tmp", "-e", "X=y")
+    assert bench("exec", *who, "d", "sh", "-c", "id -u; pwd; echo $X").stdout.split() == ["7", "/tmp", "y"]
     assert "exec /nosuch" in bench("exec", "d", "/nosuch", status=125).stderr
     assert json.loads(bench("stats", "--json", "d").stdout)[0]["stats"]["pids"] == 1
     bench("pause", "d")
@@ -503,7 +503,8 @@ def test_clean_takes_the_dead_and_leaves_the_living_and_the_ended(bench: ByHand)
 
 
 def test_signals_to_the_command_reach_the_payload(bench: ByHand) -> None:
-    argv = bench.argv("run", "--name", "s", "default", "sh", "-c", "trap 'exit 33' TERM; echo up; while :; do sleep 0.05; done")
+    script = "trap 'exit 33' TERM; echo up; while :; do sleep 0.05; done"
+    argv = bench.argv("run", "--name", "s", "default", "sh", "-c", script)
     with subprocess.Popen(argv, env=bench.env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"up\n"
@@ -518,9 +519,10 @@ def test_signals_to_the_command_reach_the_payload(bench: ByHand) -> None:
 def test_a_terminal(bench: ByHand) -> None:
     user = Terminal(bench.argv("run", "--rm", "--name", "t", "-t", "-i", "default", "sh"), bench.env)
     user.expect("# ")
-    user.type("tty; stty size; cat < /dev/console & sleep 0.1; kill $!\n")
+    user.type("tty; stty size; echo on the con''sole > /dev/console\n")
     user.expect("/dev/pts/0")
     user.expect("30 100")
+    user.expect("on the console")
     user.resize(40, 120)
     time.sleep(0.3)
     user.type("stty size; echo $TERM-\n")
@@ -557,7 +559,7 @@ def test_a_terminal_under_init_has_job_control(bench: ByHand) -> None:
     time.sleep(0.5)
     user.type("\x1a")
     user.expect("Stopped")
-    user.type("kill %1; exit 23\n")
+    user.type("kill -9 %1; wait; exit 23\nexit 23\n")
     assert user.status() == 23
 
 

@@ -1,4 +1,4 @@
-"""Limits hold: each is exceeded, and an unlimited twin passes the same bound. What this host can't enforce is refused."""
+"""Limits hold: each is exceeded, and an unlimited twin passes the same bound; what can't be enforced is refused."""
 
 from __future__ import annotations
 
@@ -19,15 +19,12 @@ from bench.container.spec_records import (
     Pids,
     Resources,
     Rlimit,
-    Spec,
-    SyscallRule,
-    Seccomp,
 )
 from bench.errors import HostError
 from bench.linux import cgroups, devices
 from bench.linux.devices import Rule
 from bench.model import MIB
-from tests.integration.boxes import PROBE, Box, Boxes, changed, probe, sh
+from tests.integration.boxes import PROBE, Box, Boxes, probe, sh
 
 pytestmark = pytest.mark.root
 
@@ -137,7 +134,7 @@ def test_cpuset(boxes: Boxes) -> None:
 def test_processors_that_are_not_there_are_refused(boxes: Boxes) -> None:
     from bench.errors import LaunchError
 
-    with pytest.raises(LaunchError, match="cpuset.cpus"):
+    with pytest.raises(LaunchError, match=r"cpuset\.cpus"):
         boxes.run(sh("true", resources=Resources(cpu=Cpu(cpus="0-4000"))))
 
 
@@ -154,7 +151,7 @@ def test_weights_of_block_io(boxes: Boxes) -> None:
     weighted = sh("sleep 100", resources=Resources(block_io=BlockIO(weight=200)))
     schedulers = [path.read_text() for path in Path("/sys/block").glob("*/queue/scheduler")]
     if not any("[bfq]" in one for one in schedulers):
-        with pytest.raises(HostError, match="weight has no effect.*bfq"):
+        with pytest.raises(HostError, match=r"weight has no effect.*bfq"):
             boxes.run(weighted)
         return
     with boxes.running(weighted) as box:
@@ -162,7 +159,7 @@ def test_weights_of_block_io(boxes: Boxes) -> None:
 
 
 def test_open_descriptors(boxes: Boxes) -> None:
-    script = "i=3; while [ $i -lt 60 ]; do eval \"exec $i</dev/null\" || exit 3; i=$((i+1)); done; echo all"
+    script = 'i=3; while [ $i -lt 60 ]; do eval "exec $i</dev/null" || exit 3; i=$((i+1)); done; echo all'
     assert "all" not in boxes.run(sh(script, rlimits=(Rlimit("RLIMIT_NOFILE", 32, 32),))).output
     assert boxes.run(sh(script, rlimits=(Rlimit("RLIMIT_NOFILE", 64, 64),))).output == "all\n"
 
@@ -194,7 +191,9 @@ def test_devices(boxes: Boxes) -> None:
 def test_the_usual_devices_work_unless_a_rule_is_about_them(boxes: Boxes) -> None:
     zero = os.makedev(1, 5)
     assert _opened(boxes, DeviceRule(False, "rwm"), kind="c", number=zero).startswith("ok")
-    assert _opened(boxes, DeviceRule(False, "rwm"), DeviceRule(False, "rw", "c", 1, 5), kind="c", number=zero) == "errno 1"
+    assert (
+        _opened(boxes, DeviceRule(False, "rwm"), DeviceRule(False, "rw", "c", 1, 5), kind="c", number=zero) == "errno 1"
+    )
 
 
 def test_rules_that_v1_would_take_no_notice_of_are_refused(boxes: Boxes) -> None:
@@ -240,7 +239,14 @@ def _reached(group: str, *tries: tuple[str, int]) -> list[bool]:
     return [bool(bits & 1 << number) for number in range(len(tries))]
 
 
-TRIES = (("/dev/null", os.O_RDWR), ("/dev/zero", os.O_RDONLY), ("/dev/zero", os.O_WRONLY), ("/dev/zero", os.O_RDWR), ("/dev/full", os.O_RDONLY), ("/dev/loop0", os.O_RDONLY))
+TRIES = (
+    ("/dev/null", os.O_RDWR),
+    ("/dev/zero", os.O_RDONLY),
+    ("/dev/zero", os.O_WRONLY),
+    ("/dev/zero", os.O_RDWR),
+    ("/dev/full", os.O_RDONLY),
+    ("/dev/loop0", os.O_RDONLY),
+)
 ALL, NONE = Rule(True, "a", None, None, "rwm"), Rule(False, "a", None, None, "rwm")
 
 

@@ -70,7 +70,7 @@ def test_binds_are_picked_up_before_the_pivot_and_placed_after(tmp_path: Path) -
     mount = Mount("/data", "bind", str(tmp_path / "data"), ("rbind", "ro"))
     found = steps(replace(SPEC, mounts=(*SPEC.mounts, mount)))
     kinds = [step[0] for step in found]
-    assert in_order(kinds, "pick_up", "pivot", "place_tree", "remount", "drop_old_root")
+    assert in_order(kinds, "pick_up", "pivot", "drop_old_root", "contained", "place_tree", "remount")
     assert found[kinds.index("place_tree")] == ["place_tree", 0, "/data", True]
 
 
