@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # what `signal` is made of, without its enums
 import _socket
-import ctypes
 import os
 import stat
 import time
@@ -20,7 +19,7 @@ if TYPE_CHECKING:  # typing itself is not imported: see above
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-    from bench.linux.program import Op, Program
+    from bench.linux.program import Buffer, Op, Program
 
     Step = list[Any]
     Part = Program | Callable[["Place", "Streams"], Program]
@@ -74,7 +73,7 @@ class Recipe:
             setattr(self, name, value)
         self.awaits = ["await_parent"] in self.steps
         self.child: Child | None = None  # in the child only
-        self.filters: list[ctypes.Array[ctypes.c_char]] = []  # their addresses are in the programs
+        self.filters: list[Buffer] = []  # their addresses are in the programs
         self._set_up = [
             self._own_null(number) if step == ["own_null"] else self._compile(number, *step)
             for number, step in enumerate(self.steps)
@@ -94,7 +93,7 @@ class Recipe:
     def _filter(self, path: str, flags: int) -> Op:
         with open(path, "rb") as file:
             data = file.read()
-        self.filters.append(ctypes.create_string_buffer(data, len(data)))
+        self.filters.append(program.buffer(data))
         return program.seccomp(self.filters[-1], len(data) // seccomp.INSTRUCTION, flags)
 
     def _own_null(self, number: int) -> Part:
@@ -217,7 +216,7 @@ class Child:
 
     def __init__(self, recipe: Recipe, place: Place, streams: Streams) -> None:
         self.recipe, self.place, self.streams = recipe, place, streams
-        self.word = ctypes.create_string_buffer(4096)
+        self.word = program.buffer(bytes(4096))
         self.configuration = b""  # netlink messages for our end of the veth pair
         self.trees: list[int] = []
         self.trace: list[tuple[int, int]] = []

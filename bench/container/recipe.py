@@ -17,7 +17,7 @@ from msgspec import Struct
 from bench.container import mount_options, profile
 from bench.container.groups import Groups
 from bench.container.spec_check import sysctl_path
-from bench.container.spec_records import Capabilities, Device, Hook, IdMapping, Mount, Process, Spec
+from bench.container.spec_records import Capabilities, Device, Hook, IdMapping, Mount, Process, Seccomp, Spec
 from bench.errors import ConfigError
 from bench.linux import syscalls
 from bench.linux.capabilities import NUMBERS, last_capability
@@ -36,6 +36,8 @@ _LINKS = (
 _KINDS = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK}
 _USUAL = frozenset((*(one[0] for one in profile.MOUNTS), *(f"/dev/{one[0]}" for one in profile.DEVICES)))
 """Where something is in every container: in a pid namespace of its own no link of a procfs leads out from there."""
+_KEY_CALLS = frozenset(("keyctl", "request_key", "add_key"))
+_PASSING = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
 _CGROUPS = ("cgroup", "cgroup2")
 _ONLY_BIND = syscalls.MS_BIND | syscalls.MS_REC
 
@@ -104,21 +106,7 @@ def hook_fields(hooks: Sequence[Hook]) -> list[dict[str, Any]]:
 
 def _steps(spec: Spec, kitchen: Kitchen) -> Iterator[Step]:
     user_namespace = spec.linux.namespace("user") is not None
-    # Before the user namespace's root: to the host's files that one is a stranger.
-    if spec.process.oom_score_adj is not None:
-        yield ["oom_score_adj", spec.process.oom_score_adj]
-    if not kitchen.groups.unified and not spec.linux.uid_mappings:
-        yield ["own_groups"]
-    if spec.linux.uid_mappings:
-        yield ["await_parent"]
-    if user_namespace:
-        yield ["user", 0, 0, [] if kitchen.setgroups else None]
-    if not spec.linux.new("pid"):  # others see us on our way
-        yield ["hide"]
-    yield ["session"]
-    if spec.linux.new("cgroup"):
-        # Now that we are in our groups: the root of a cgroup namespace is the group one is in at this moment.
-        yield ["unshare", syscalls.CLONE_NEWCGROUP]
+    yield from _began(spec, kitchen, user_namespace)
     if spec.linux.namespace("mount") is not None:
         yield from _mounts(spec, kitchen, user_namespace)
     yield from _names(spec)
@@ -132,6 +120,34 @@ def _steps(spec: Spec, kitchen: Kitchen) -> Iterator[Step]:
     yield from (["start_hook", one] for one in hook_fields(spec.hooks.start_container))  # with no more rights than it
     if kitchen.reaper:
         yield ["reaper"]
+
+
+def _began(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step]:
+    """Groups, the user namespace's root, a session."""
+    # Before the user namespace's root: to the host's files that one is a stranger.
+    if spec.process.oom_score_adj is not None:
+        yield ["oom_score_adj", spec.process.oom_score_adj]
+    if not kitchen.groups.unified and not spec.linux.uid_mappings:
+        yield ["own_groups"]
+    if spec.linux.uid_mappings:
+        yield ["await_parent"]
+    if user_namespace:
+        yield ["user", 0, 0, [] if kitchen.setgroups else None]
+    if not spec.linux.new("pid"):  # others see us on our way
+        yield ["hide"]
+    yield ["session"]
+    if _keys_in_reach(spec.linux.seccomp):
+        yield ["own_keyring"]
+    if spec.linux.new("cgroup"):
+        # Now that we are in our groups: the root of a cgroup namespace is the group one is in at this moment.
+        yield ["unshare", syscalls.CLONE_NEWCGROUP]
+
+
+def _keys_in_reach(seccomp: Seccomp | None) -> bool:
+    """Whether the payload could ask for keys: then the session's, which are the host's, are not to be found."""
+    if seccomp is None or seccomp.default_action in _PASSING:
+        return True
+    return any(rule.action in _PASSING and _KEY_CALLS & set(rule.names) for rule in seccomp.syscalls)
 
 
 def _names(spec: Spec) -> Iterator[Step]:
@@ -165,7 +181,8 @@ def _mounts(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step
     yield from _hidden(spec)
     if user_namespace:  # which may mount a procfs only where another one is still in sight
         yield ["drop_old_root"]
-    yield ["own_null"]
+    if not spec.process.terminal:  # whose streams are its own already
+        yield ["own_null"]
 
 
 def _placed(spec: Spec, kitchen: Kitchen, bound: Sequence[Device]) -> Iterator[Step]:
@@ -358,6 +375,8 @@ def _mask(names: Sequence[str]) -> int:
 def _exec_steps(spec: Spec, kitchen: Kitchen, namespaces: int) -> Iterator[Step]:
     """One more process in a running instance; in the root of the one it joins."""
     yield ["session"]
+    if _keys_in_reach(spec.linux.seccomp):
+        yield ["own_keyring"]
     if not kitchen.groups.unified:
         yield ["join_groups"]
     if namespaces:
@@ -367,7 +386,7 @@ def _exec_steps(spec: Spec, kitchen: Kitchen, namespaces: int) -> Iterator[Step]
         yield ["fork"]
     if namespaces & syscalls.CLONE_NEWUSER:
         yield ["user", 0, 0, [] if kitchen.setgroups else None]
-    if namespaces & syscalls.CLONE_NEWNS:
+    if namespaces & syscalls.CLONE_NEWNS and not spec.process.terminal:
         yield ["own_null"]
     if spec.process.terminal:
         if namespaces & syscalls.CLONE_NEWPID:

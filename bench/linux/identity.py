@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 
 from bench.linux import program, syscalls
@@ -13,10 +14,16 @@ if TYPE_CHECKING:
     from bench.linux.program import Op
 
 _SETGROUPS, _SETRESUID, _SETRESGID = 116, 117, 119  # of x86-64
+_KEYCTL, _JOIN_SESSION_KEYRING = 250, 1
 
 
 def session() -> Op:
     return program.setsid()
+
+
+def own_keyring() -> Op:
+    """A new session keyring, where the kernel has any: the keys in ours are the host's."""
+    return (_KEYCTL, _JOIN_SESSION_KEYRING, 0), {errno.ENOSYS: 0}
 
 
 def hide() -> Op:
@@ -88,8 +95,8 @@ def no_new_privs() -> Op:
 ACTIONS = {
     action.__name__: action
     for action in (
-        session, hide, oom_score_adj, unshare, domain_name, sysctl, rlimit, working_directory, chroot, bounding_set,
-        user, capabilities, ambient_set, no_new_privs,
+        session, own_keyring, hide, oom_score_adj, unshare, domain_name, sysctl, rlimit, working_directory, chroot,
+        bounding_set, user, capabilities, ambient_set, no_new_privs,
     )
 }  # fmt: skip
 """By name, as a recipe's steps call them."""

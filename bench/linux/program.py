@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    Buffer = ctypes.Array[ctypes.c_char]
     Call = tuple[int | bytes, ...]  # number and arguments
     Text = list[bytes]  # a file and what to write there
     Spare = dict[int, int]  # errno (0: it worked) -> how many of the operations after it to leave out
@@ -77,9 +78,14 @@ def _failed(number: int, step: int, said: str = "") -> StepError:
     return error
 
 
-def read(fd: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
-    """Bytes read into `buffer`; -1 on failure."""
-    return int(_syscall(_READ, fd, buffer, len(buffer)))
+def buffer(data: bytes) -> Buffer:
+    """A copy of `data` that calls can be given the address of."""
+    return ctypes.create_string_buffer(data, len(data))
+
+
+def read(fd: int, into: Buffer) -> int:
+    """Bytes read; -1 on failure."""
+    return int(_syscall(_READ, fd, into, len(into)))
 
 
 def warm_up() -> None:
@@ -173,7 +179,7 @@ def umask(mask: int) -> Op:
     return (_UMASK, mask), None
 
 
-def seccomp(program: ctypes.Array[ctypes.c_char], size: int, flags: int) -> Op:
+def seccomp(program: Buffer, size: int, flags: int) -> Op:
     """`program` must live as long as the operation: what is passed is its address."""
     return (_SECCOMP, _SECCOMP_SET_MODE_FILTER, flags, struct.pack("=HxxxxxxQ", size, ctypes.addressof(program))), None
 

@@ -105,13 +105,17 @@ class Boxes:
     def open() -> Iterator[Boxes]:
         name = tempfile.mkdtemp(prefix="box-", dir="/var/tmp")
         os.chmod(name, 0o755)  # so that a user namespace's root gets to its own root
+        launcher = Launcher()
         try:
-            with Launcher() as launcher:
-                made = Boxes(Path(name), launcher)
+            made = Boxes(Path(name), launcher)
+            try:
+                launcher.start()
                 layout().prepare(made.parent)
                 yield made
+            finally:
+                launcher.close()
+                made.clean()
         finally:
-            made.clean()
             shutil.rmtree(name)
         assert not made.traces()
 

@@ -18,7 +18,18 @@ from bench.container.spec import default_mounts
 from bench.container.spec_records import Capabilities, DeviceRule, Mount, Resources, User
 from bench.errors import BenchError, LaunchError
 from bench.process import run, spawn
-from tests.integration.boxes import ALL_CAPABILITIES, Boxes, changed, hostile, namespaces, probe, sh, state, trusted
+from tests.integration.boxes import (
+    ALL_CAPABILITIES,
+    PROBE,
+    Boxes,
+    changed,
+    hostile,
+    namespaces,
+    probe,
+    sh,
+    state,
+    trusted,
+)
 
 pytestmark = pytest.mark.root
 
@@ -403,6 +414,20 @@ def test_calls_that_reach_for_the_host_are_refused(boxes: Boxes, name: str) -> N
     assert refused == "errno 1\n"
     reached = boxes.run(trusted(probe("call", *CALLS[name]))).output
     assert reached != refused, "refused without the boundary too: it proves nothing"
+
+
+def test_keys_of_the_host_s_session_are_not_found_without_the_filter_either(boxes: Boxes) -> None:
+    """Its serial number is enough to ask for what is in it."""
+    ask = (250, 0, -3, 0)  # of the session keyring
+    theirs = bare(boxes, "call", *ask)
+    assert theirs.startswith("ok")
+    free = probe("call", *ask, seccomp=None)
+    assert boxes.run(free).output.startswith("ok")
+    assert boxes.run(free).output.strip() != theirs
+    with boxes.running(sh("sleep 100", seccomp=None)) as box:
+        assert box.exec(PROBE, "call", *map(str, ask)).stdout.strip() != theirs
+    with boxes.running(free, tamper=without("own_keyring")) as box:
+        assert box.finish().output.strip() == theirs
 
 
 def test_no_more_rights_by_a_set_id_program_than_the_bounding_set(boxes: Boxes, tmp_path: Path) -> None:

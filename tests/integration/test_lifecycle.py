@@ -24,7 +24,7 @@ from bench.container.runtime import Container, Runtime, Wanted
 from bench.container.spec import default_spec, encode
 from bench.container.spec_records import Hook, Hooks, Spec
 from bench.container.state import NameTaken, NotRunning, Records, UnknownContainer
-from bench.errors import LaunchError, UsageError
+from bench.errors import CommandError, LaunchError, UsageError
 from bench.images.build import find_busybox
 from bench.images.store import ImageStore
 from tests.integration.by_hand import ByHand, Terminal
@@ -102,6 +102,15 @@ def test_exec_joins_it(runtime: Runtime) -> None:
     assert (done.status, done.stdout) == (3, f"{made.record.id}\nsleep\nthere\n")
     with pytest.raises(LaunchError, match="exec /nosuch"):
         made.exec(["/nosuch"], timeout=10)
+
+
+def test_a_command_that_took_too_long_does_not_keep_it_from_ending(runtime: Runtime) -> None:
+    """Killed, it is an orphan in the pid namespace, which ends when the last in it has been reaped."""
+    made = box(runtime, "sh", "-c", "sleep 0.5; exit 4")
+    made.start()
+    with pytest.raises(CommandError, match="still running"):
+        made.exec(["sleep", "100"], timeout=0.1)
+    assert made.wait(10) == 4
 
 
 def test_a_signal_and_its_end(runtime: Runtime) -> None:
@@ -483,6 +492,17 @@ def test_a_killed_monitor_leaves_a_dead_one_that_rm_removes(bench: ByHand) -> No
     bench("rm", "-f", "k")
     assert traces(record.run) == []
     assert list(bench.state.iterdir()) == []
+
+
+def test_one_that_was_paused_when_its_monitor_was_killed_is_removed_too(bench: ByHand) -> None:
+    bench("run", "-d", "--name", "k", "default", "sleep", "100")
+    (record,) = Records(bench.state).all()
+    bench("pause", "k")
+    os.kill(record.monitor, signal.SIGKILL)
+    bench.until(lambda: bench.ps()["k"]["status"] == "dead")
+    assert f"process {record.pid}" in traces(record.run), "frozen, it does not die"
+    assert f"removed process pid {record.pid}" in bench("rm", "-f", "k").stderr
+    assert traces(record.run) == []
 
 
 def test_clean_takes_the_dead_and_leaves_the_living_and_the_ended(bench: ByHand) -> None:
