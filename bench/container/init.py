@@ -42,6 +42,7 @@ class Recipe:
         "filters",
         "gid_map",
         "groups",
+        "has_cpuset",
         "hooks",
         "joins",
         "namespaces",
@@ -72,6 +73,7 @@ class Recipe:
         for name, value in fields.items():
             setattr(self, name, value)
         self.awaits = ["await_parent"] in self.steps
+        self.has_cpuset = any(file.startswith("cpuset.") for _, settings in self.groups for file, _ in settings)
         self.child: Child | None = None  # in the child only
         self.filters: list[Buffer] = []  # their addresses are in the programs
         self._set_up = [
@@ -103,13 +105,28 @@ class Recipe:
             return lambda _, streams: program.operations(_own_null(streams), number)
         return self._compile(number, "own_null")
 
-    def program(self, place: Place, streams: Streams, *, inside: bool = False) -> Program:
-        """All that a child is to do for an instance at `place`; or for one more process `inside` a running one."""
+    def program(self, place: Place, streams: Streams, *, inside: bool = False, become: bool = True) -> Program:
+        """All that a child is to do for an instance at `place`; or for one more process `inside` a running one.
+
+        Without `become` it does not end with the payload's exec.
+        """
         made: Program = []
         for part in self._inside if inside else self._set_up:
             made += part(place, streams) if callable(part) else part
-        made += program.operations([*program.restore_signals(), program.umask(self.umask)], -1)
-        return made
+        last = [*program.restore_signals(), program.umask(self.umask)]
+        argv = place.argv or self.argv
+        if become and "/" in argv[0] and self._streams_are_fixed(inside):
+            last += [program.dup2(fd, target) for target, fd in streams.standard() if fd != target]
+            last.append(program.execve(argv[0], argv, {**self.env, **place.env}))
+        return made + program.operations(last, len(self.exec_steps if inside else self.steps))
+
+    def _streams_are_fixed(self, inside: bool) -> bool:
+        """Whether it is known before the fork which descriptors become the standard streams."""
+        if self.terminal:
+            return False
+        parts = self._inside if inside else self._set_up
+        steps = self.exec_steps if inside else self.steps
+        return ["own_null"] not in steps or callable(parts[steps.index(["own_null"])])
 
 
 class Place:
@@ -146,6 +163,10 @@ class Streams:
     def __init__(self, status: int, stdin: int, output: int, errors: int) -> None:
         self.status, self.stdin, self.output, self.errors = status, stdin, output, errors
         self.nulls = [name for name in self.STANDARD if os.fstat(getattr(self, name)).st_rdev == mounts.NULL]
+
+    def standard(self) -> list[tuple[int, int]]:
+        """Each stream's number in the payload, and the descriptor it is now."""
+        return [(target, getattr(self, name)) for target, name in enumerate(self.STANDARD)]
 
 
 def _own_null(streams: Streams) -> Iterator[Op]:
@@ -234,7 +255,8 @@ class Child:
             step = ["exec", argv[0]]
             self._exec(argv)
         except program.StepError as error:
-            self.tell({"step": steps[error.step], "errno": error.errno, "error": str(error)})
+            failed = [*steps, ["exec", (self.place.argv or self.recipe.argv)[0]]][error.step]
+            self.tell({"step": failed, "errno": error.errno, "error": str(error)})
         except OSError as error:
             self.tell({"step": step, "errno": error.errno or 0, "error": str(error)})
         finally:
@@ -246,7 +268,7 @@ class Child:
     def _exec(self, argv: list[str]) -> None:
         streams = self.streams
         if not self.recipe.terminal:
-            for target, fd in enumerate((streams.stdin, streams.output, streams.errors)):
+            for target, fd in streams.standard():
                 if fd != target:
                     os.dup2(fd, target)
         env = {**self.recipe.env, **self.place.env}

@@ -78,6 +78,7 @@ class Launcher:
         self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         self.netlink = netlink.Netlink()
         self.recipes: dict[int, Recipe] = {}
+        self.cpus = os.sched_getaffinity(0)
         self.running: set[int] = set()
         self.held: dict[int, int] = {}  # pid -> our end of its status socket
         self.exited: dict[int, int] = {}
@@ -152,7 +153,7 @@ class Launcher:
         streams = Streams(ends["child_status"], *(fds or (self.null,) * 3))
         child, made = Child(recipe, place, streams), [
             *program.operations(program.close(ends["status"]), -1),  # its end is the parent's death
-            *recipe.program(place, streams),
+            *recipe.program(place, streams, become=not traced),
         ]
         pid, pidfd = self._born(recipe, place)
         if pid == 0:
@@ -180,9 +181,14 @@ class Launcher:
 
             write_maps(pid, recipe.uid_map, recipe.gid_map)
             os.write(ends["status"], _GO)
+        apart = bool(place.device) and len(self.cpus) > 1 and not recipe.has_cpuset
+        if apart:  # else half of the children wait on our processor until we have done our part
+            os.sched_setaffinity(pid, self.cpus - {syscalls.current_cpu()})
         if place.device:
             netlink.attach(self.netlink, place.device, "eth0", peer_pid=pid, master=place.bridge)
             word += netlink.configuration(place.address, place.prefix, place.gateway)
+        if apart:
+            os.sched_setaffinity(pid, self.cpus)
         for hook in recipe.hooks:
             from bench.container.hooks import run_hook, state
 

@@ -16,10 +16,11 @@ from bench.linux import syscalls as sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any
 
     Buffer = ctypes.Array[ctypes.c_char]
-    Call = tuple[int | bytes, ...]  # number and arguments
+    Call = tuple[Any, ...]  # number and arguments: int, bytes, or a buffer
     Text = list[bytes]  # a file and what to write there
     Spare = dict[int, int]  # errno (0: it worked) -> how many of the operations after it to leave out
     Work = Call | Text | Callable[[], object]
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     Program = list[tuple[Work, Spare | None, int]]  # with the step each belongs to
 
 # Numbers of x86-64; the set-up refuses other architectures.
-_READ, _WRITE, _OPEN, _CLOSE, _RT_SIGACTION, _GETPID = 0, 1, 2, 3, 13, 39
+_READ, _WRITE, _OPEN, _CLOSE, _RT_SIGACTION, _DUP2, _GETPID, _EXECVE = 0, 1, 2, 3, 13, 33, 39, 59
 _CHDIR, _MKDIR, _SYMLINK, _CHOWN, _UMASK, _SETSID, _MKNOD, _PIVOT_ROOT = 80, 83, 88, 92, 95, 112, 133, 155
 _PRCTL, _CHROOT, _MOUNT, _UMOUNT2, _SETHOSTNAME, _SETDOMAINNAME, _UNSHARE = 157, 161, 165, 166, 170, 171, 272
 _SECCOMP, _SECCOMP_SET_MODE_FILTER = 317, 1
@@ -173,6 +174,21 @@ def sethostname(name: str) -> Op:
 def restore_signals() -> Iterator[Op]:
     default = bytes(32)  # of struct sigaction
     return (((_RT_SIGACTION, number, default, 0, 8), None) for number in _SIGNALS)
+
+
+def dup2(fd: int, target: int) -> Op:
+    return (_DUP2, fd, target), None
+
+
+def execve(path: str, argv: Sequence[str], env: Mapping[str, str]) -> Op:
+    """Its arguments are packed here, and stay alive as long as the operation."""
+    words = [*map(os.fsencode, argv)]
+    settings = [os.fsencode(f"{name}={value}") for name, value in env.items()]
+    text = ctypes.c_char_p
+    return (
+        _EXECVE, os.fsencode(path), (text * (len(words) + 1))(*words, None),
+        (text * (len(settings) + 1))(*settings, None),
+    ), None  # fmt: skip
 
 
 def umask(mask: int) -> Op:

@@ -98,6 +98,10 @@ def clone3(flags: int, cgroup_fd: int | None = None) -> tuple[int, int]:
     return (pid, pidfd.value) if pid else (0, -1)
 
 
+def current_cpu() -> int:
+    return _check(_libc.sched_getcpu(), "sched_getcpu")
+
+
 def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
