@@ -17,8 +17,12 @@ packages=(
     busybox-static e2fsprogs kmod skopeo ca-certificates libseccomp2
 )
 # What only the tests use: a server of Debian's that is not ours, packed into an image and run in every driver; engines
-# and a registry to compare with; what the optional storages (btrfs, reflink, fuse-overlayfs) and port publishing need.
-test_packages=(nginx-light docker.io runc docker-registry nftables btrfs-progs xfsprogs fuse-overlayfs iproute2)
+# and a registry to compare with; what the optional storages (btrfs, reflink, fuse-overlayfs), port publishing and
+# rootless containers (uidmap, passt) need.
+test_packages=(
+    nginx-light docker.io runc docker-registry nftables btrfs-progs xfsprogs fuse-overlayfs uidmap passt iproute2
+    util-linux
+)
 # What `make bench-runtime` races against.
 benchmark_packages=(bubblewrap crun runc lxc docker.io iproute2)
 case "${1:-}" in

@@ -35,6 +35,7 @@ static struct {
 } bridges[BRIDGES];
 static int bridge_count, net_link = -1;
 static struct sock_fprog filter;
+static cpu_set_t processors;
 
 /* --- netlink ------------------------------------------------------------------------------------------------ */
 
@@ -281,7 +282,13 @@ static pid_t launch(int id, int output) {
     must(pid >= 0, "clone3");
     if (pid) {
         close(release[0]);
-        if (bridge_count) join_bridge(id, pid);
+        if (bridge_count) {
+            cpu_set_t others = processors;
+            CPU_CLR(sched_getcpu(), &others);
+            if (CPU_COUNT(&others)) must(!sched_setaffinity(pid, sizeof others, &others), "processors");
+            join_bridge(id, pid);
+            if (CPU_COUNT(&others)) must(!sched_setaffinity(pid, sizeof processors, &processors), "processors");
+        }
         must(write(release[1], "g", 1) == 1, "release");
         close(release[1]);
         return pid;
@@ -341,6 +348,7 @@ int main(int argc, char **argv) {
     int at = 6;
     for (; at < argc && strcmp(argv[at], "--"); at++) groups[group_count++] = argv[at];
     payload = argv + at + 1;
+    must(!sched_getaffinity(0, sizeof processors, &processors), "processors");
     umask(0);
     serve();
     return 0;
