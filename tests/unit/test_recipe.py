@@ -39,8 +39,8 @@ def in_order(found: list[str], *wanted: str) -> bool:
 
 def test_the_default_order() -> None:
     assert in_order(
-        names(), "own_groups", "unshare", "propagation", "overlay_root", "pivot", "drop_old_root", "filesystem", "device",
-        "sysctl", "read_only", "mask", "await_parent", "network", "bounding_set", "user", "seccomp",
+        names(), "own_groups", "unshare", "propagation", "overlay_root", "pivot", "drop_old_root", "filesystem",
+        "device", "sysctl", "read_only", "mask", "await_parent", "network", "bounding_set", "user", "seccomp",
         "capabilities",
     )  # fmt: skip
 
