@@ -14,10 +14,11 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.linux import syscalls
 from bench.model import Completed, RunId
 from tests.integration.traces import traces
 
@@ -30,6 +31,7 @@ class ByHand:
 
     def __init__(self, state: Path, cache: Path, prefix: tuple[str, ...] = (), home: Path = _HOME) -> None:
         self.state, self._prefix, self._home = state, prefix, home
+        self._moved = home != _HOME and Path(sys.executable).is_relative_to(_HOME)
         self.env = {
             "PATH": os.environ["PATH"], "HOME": str(state), "BENCH_STATE": str(state), "BENCH_CACHE": str(cache),
             "PYTHONPATH": str(home),
@@ -38,7 +40,8 @@ class ByHand:
 
     def argv(self, *words: str) -> list[str]:
         more = ("--debug",) if words[0] == "run" else ()
-        return [*self._prefix, sys.executable, "-m", "bench", "container", words[0], *more, *words[1:]]
+        python = self._home / Path(sys.executable).relative_to(_HOME) if self._moved else sys.executable
+        return [*self._prefix, str(python), "-m", "bench", "container", words[0], *more, *words[1:]]
 
     def __call__(self, *words: str, stdin: bytes = b"", timeout: float = 30, status: int | None = 0) -> Completed:
         """Run one to its end; `status` is what it must end with, None: whatever."""
@@ -76,6 +79,20 @@ class ByHand:
         return left + [str(path) for path in (self.state.iterdir() if self.state.exists() else ())]
 
 
+@contextlib.contextmanager
+def open_checkout(folder: Path) -> Iterator[Path]:
+    """The program and its environment where another user may come, wherever the checkout lies."""
+    with contextlib.ExitStack() as stack:
+        for name in ("bench", ".venv"):
+            if (_HOME / name).is_dir():
+                (folder / name).mkdir(parents=True)
+                target = str(folder / name)
+                syscalls.mount(str(_HOME / name), target, "", syscalls.MS_BIND)
+                stack.callback(syscalls.umount2, target, syscalls.MNT_DETACH)
+                syscalls.mount("none", target, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
+        yield folder
+
+
 class Terminal:
     """A user at a terminal of `rows` and `columns`, who starts `argv` there."""
 
@@ -84,7 +101,7 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if not self.pid:
             fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-            os.chdir(_HOME)
+            os.chdir("/")  # the checkout may be closed to who runs this
             os.execvpe(argv[0], argv, dict(env))
 
     def type(self, text: str) -> None:

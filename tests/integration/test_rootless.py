@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench.container.state import Records
-from tests.integration.by_hand import ByHand, Terminal
+from tests.integration.by_hand import ByHand, Terminal, open_checkout
 
 pytestmark = pytest.mark.root
 
@@ -44,7 +44,8 @@ def home() -> Iterator[Path]:
     """Where nobody may write; pytest's own folders are root's alone."""
     folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
     os.chown(folder, NOBODY, NOBODY)
-    yield folder
+    with open_checkout(folder / "checkout"):
+        yield folder
     shutil.rmtree(folder)
 
 
@@ -63,7 +64,7 @@ def users(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def bench(home: Path) -> Iterator[ByHand]:
 
-    made = ByHand(home / "state", home / "cache", _AS_NOBODY)
+    made = ByHand(home / "state", home / "cache", _AS_NOBODY, home / "checkout")
     yield made
     assert made.clear() == []
 
