@@ -28,7 +28,7 @@ lint: setup ## style, types, import rules
 	$(VENV)/lint-imports
 
 unit: setup ## tests without root, KVM and network, under 30 s
-	$(VENV)/pytest tests/unit
+	$(VENV)/pytest tests/unit -n 2 --dist loadfile
 
 integration: setup-test ## real containers and real guests; what is missing skips, or fails with REQUIRE=root,libvirt
 	@$(VENV)/bench image build
