@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import process
@@ -18,7 +20,7 @@ _START = 30.0  # seconds until the daemon answers
 
 
 @contextlib.contextmanager
-def docker(spawner: Spawner, stage: Stage) -> Iterator[Command]:
+def docker(spawner: Spawner, stage: Stage) -> Iterator[Engine]:
     """`docker run` with the same limits, on the daemon's default kind of bridge."""
     home = stage.folder / "docker"
     home.mkdir()
@@ -35,11 +37,44 @@ def docker(spawner: Spawner, stage: Stage) -> Iterator[Command]:
             try:
                 _await(host, daemon)
                 _load(host, stage, home)
-                yield _command(host, spawner)
+                engine = Engine(_command(host, spawner), _family(daemon.pid))
+                yield engine
+                engine.wake()
             finally:
+                daemon.send_signal(signal.SIGCONT)
                 daemon.terminate()
     finally:
         process.run(["ip", "link", "delete", BRIDGE], timeout=10)
+
+
+class Engine:
+    """A command whose daemons rest while it is not its turn: they follow every network device that others make, and
+    with them awake our launch and its floor take half as long again."""
+
+    def __init__(self, command: Command, daemons: Sequence[int]) -> None:
+        self.name, self._command, self._daemons = command.name, command, daemons
+        self._tell(signal.SIGSTOP)
+
+    def _tell(self, number: signal.Signals) -> None:
+        for pid in self._daemons:
+            os.kill(pid, number)
+
+    def wake(self) -> None:
+        self._tell(signal.SIGCONT)
+
+    def start(self) -> float:
+        self.wake()
+        return self._command.start()
+
+    def end(self) -> None:
+        self._command.end()
+        self._tell(signal.SIGSTOP)
+
+
+def _family(pid: int) -> list[int]:
+    """The daemon and the containerd it started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
 
 
 def _await(host: str, daemon: subprocess.Popen[bytes]) -> None:
