@@ -7,6 +7,11 @@ import os
 import shutil
 
 import pytest
+from hypothesis import settings
+
+# A busy machine is no fault of the code: how long an example takes is not what these tests are about.
+settings.register_profile("bench", deadline=None)
+settings.load_profile("bench")
 
 _REMEDY = {
     "root": "run the tests as root",

@@ -151,13 +151,9 @@ class Launcher:
             ends.add(output=output, child_output=child_output)
             fds = (self.null, child_output, child_output)
         streams = Streams(ends["child_status"], *(fds or (self.null,) * 3))
-        child, made = (
-            Child(recipe, place, streams),
-            [
-                *program.operations(program.close(ends["status"]), -1),  # its end is the parent's death
-                *recipe.program(place, streams, become=not traced),
-            ],
-        )
+        child = Child(recipe, place, streams)
+        made = program.operations(program.close(ends["status"]), -1)  # its end is the parent's death
+        made += recipe.program(place, streams, become=not traced)
         pid, pidfd = self._born(recipe, place)
         if pid == 0:
             child.become(recipe.steps, made, traced)
