@@ -192,21 +192,23 @@ def make_groups(recipe: Recipe, name: str) -> None:
 
 
 def _own_groups(recipe: Recipe, place: Place) -> Iterator[Op]:
-    """Make this instance's v1 groups and join them: a thread that moves itself needs no grace period."""
+    """Make this instance's v1 groups and join them: a thread that moves itself needs no grace period.
+
+    All are made before one is joined, and that of memory, the first of them, is joined last: what the kernel remembers
+    of the others' files would be charged to it, and keep it in memory long after its end.
+    """
     for parent, settings in recipe.groups:
-        group = f"{parent}/{place.name}"
-        yield from program.mkdir(group)
+        yield from program.mkdir(f"{parent}/{place.name}")
         for file, value in settings:
-            yield program.write(f"{group}/{file}", value)
-        yield program.write(f"{group}/tasks", "0")
-    yield from _shared_groups(recipe, place)
+            yield program.write(f"{parent}/{place.name}/{file}", value)
+    yield from _join_groups(recipe, place)
 
 
 def _join_groups(recipe: Recipe, place: Place) -> Iterator[Op]:
     """Groups that exist: of a running instance, or made by the launcher."""
-    for group in group_paths(recipe, place.name):
-        yield program.write(f"{group}/tasks", "0")
     yield from _shared_groups(recipe, place)
+    for group in reversed(group_paths(recipe, place.name)):
+        yield program.write(f"{group}/tasks", "0")
 
 
 def _shared_groups(recipe: Recipe, _: Place) -> Iterator[Op]:

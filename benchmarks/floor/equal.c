@@ -184,11 +184,11 @@ static void make_groups(int id) {
 
 static void join_groups(int id) {
     char path[512];
-    for (int i = 0; i < group_count; i++) {
+    for (int i = 0; i < shared_count; i++) put(shared[i], "0");
+    for (int i = group_count - 1; i >= 0; i--) { /* that of memory, the first, last */
         group_path(path, sizeof path, groups[i], id, "tasks");
         put(path, "0");
     }
-    for (int i = 0; i < shared_count; i++) put(shared[i], "0");
 }
 
 static void destroyed(int id) {
