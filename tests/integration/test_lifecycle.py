@@ -363,7 +363,8 @@ def test_limits_hold(bench: ByHand) -> None:
     script = "i=0; while [ $i -lt 20 ]; do sleep 2 & i=$((i+1)); done; wait"
     assert "fork" in bench("run", "--rm", "--pids-limit", "5", "default", "sh", "-c", script, status=None).stderr
     fill = "head -c 40000000 /dev/zero | tail -c 39999999 > /dev/null; echo $?"
-    assert "137" in bench("run", "--rm", "--memory", "16m", "default", "sh", "-c", fill, status=None).stdout
+    full = bench("run", "--rm", "--memory", "16m", "default", "sh", "-c", fill, status=None)
+    assert full.status == 137 or full.stdout == "137\n", "the kernel takes the one that fills, or the shell above it"
     assert bench("run", "--rm", "--memory", "256m", "default", "sh", "-c", fill).stdout == "0\n"
 
 
