@@ -46,7 +46,10 @@ def end(pid: int, commands: list[list[str]]) -> None:
     for argv in commands:
         null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
         os.waitpid(os.posix_spawnp(argv[0], argv, os.environ, file_actions=null), 0)
-    if not commands:
+    if not commands:  # the children first: they may not have asked yet to die with their parent
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            for child in file.read().split():
+                os.kill(int(child), signal.SIGKILL)
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 
