@@ -20,6 +20,8 @@ from bench.linux.interfaces import PORTS
 Mode = Literal["none", "host", "bridge", "named"]
 Protocol = Literal["tcp", "udp"]
 
+_MODES: dict[str, Mode] = {"none": "none", "host": "host", "bridge": "bridge"}
+_PROTOCOLS: dict[str, Protocol] = {"tcp": "tcp", "udp": "udp"}
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _PUBLISH = re.compile(r"(?:(?P<bind>[^:]*):)?(?P<port>[0-9]+):(?P<target>[0-9]+)(?:/(?P<protocol>[a-z]+))?")
 _FORM = "written [ADDRESS:]PORT:PORT[/tcp|/udp], for example 127.0.0.1:8080:80/tcp"
@@ -77,14 +79,14 @@ def parse_network(text: str, publish: Sequence[str] = ()) -> NetworkRequest:
             f"--publish {publish[0]}: nothing can be published with --network {text}",
             hint="publish needs --network bridge or a named network; with host the ports are the host's already",
         )
-    if text in ("none", "host", "bridge"):
-        return NetworkRequest(mode=text, publish=published)  # type: ignore[arg-type]
+    if (mode := _MODES.get(text)) is not None:
+        return NetworkRequest(mode=mode, publish=published)
     return NetworkRequest(mode="named", name=network_name(text), publish=published)
 
 
 def network_name(text: str) -> str:
     """A name that a network may have. Raises UsageError."""
-    if not _NAME.fullmatch(text) or text in ("none", "host", "bridge"):
+    if not _NAME.fullmatch(text) or text in _MODES:
         raise UsageError(
             f"{text!r} is no network", hint="none, host, bridge, or a name: small letters, digits, _ and -, at most 32"
         )
@@ -95,16 +97,15 @@ def parse_publication(text: str) -> Publication:
     """`[ADDRESS:]PORT:PORT[/tcp|/udp]`, the host's side first. Raises UsageError."""
     if (found := _PUBLISH.fullmatch(text)) is None:
         raise UsageError(f"--publish {text}: not understood", hint=_FORM)
-    protocol = found["protocol"] or "tcp"
-    if protocol not in ("tcp", "udp"):
-        raise UsageError(f"--publish {text}: protocol {protocol} can't be published", hint="tcp or udp")
+    if (protocol := _PROTOCOLS.get(found["protocol"] or "tcp")) is None:
+        raise UsageError(f"--publish {text}: protocol {found['protocol']} can't be published", hint="tcp or udp")
     bind = "0.0.0.0" if found["bind"] is None else found["bind"]
     try:
         address = ipaddress.IPv4Address(bind)
     except ValueError as error:
         raise UsageError(f"--publish {text}: {bind!r} is no IPv4 address", hint=_FORM) from error
     port, target = (_port(text, found[side]) for side in ("port", "target"))
-    return Publication(port, target, protocol, str(address))  # type: ignore[arg-type]
+    return Publication(port, target, protocol, str(address))
 
 
 def _port(text: str, digits: str) -> int:

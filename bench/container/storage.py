@@ -18,6 +18,7 @@ import errno
 import os
 import shutil
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -316,7 +317,7 @@ class Copy(_Template):
         return None
 
 
-class _OnScratch(_Template):
+class _OnScratch(_Template, ABC):
     """Roots on the scratch file system, in a folder named by the instance."""
 
     @contextmanager
@@ -330,8 +331,9 @@ class _OnScratch(_Template):
         finally:
             self._remove(root)
 
+    @abstractmethod
     def _clone(self, base: Path, root: Path) -> None:
-        raise NotImplementedError
+        """Make `root` of `base`, sharing its blocks."""
 
     def used(self) -> int | None:
         state = os.statvfs(self._folder)
