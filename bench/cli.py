@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bench import __version__
 from bench.verbs.container import container
+
+if TYPE_CHECKING:
+    from bench.images.export import Form
 
 EXIT_CODES = """\b
 Exit codes:
@@ -179,12 +183,12 @@ def image_inspect(reference: str, as_json: bool) -> int:
     "--form", type=click.Choice(["oci-archive", "oci", "docker-archive"]), default="oci-archive", show_default=True,
     help="oci is a folder; docker-archive is what `docker load` takes.",
 )  # fmt: skip
-def image_export(reference: str, path: Path, form: str) -> int:
+def image_export(reference: str, path: Path, form: Form) -> int:
     """Write an image to PATH."""
     from bench.verbs.container_run import images
 
     store = images()
-    store.export(store.resolve(reference), path, form)  # type: ignore[arg-type]  # one of the choices
+    store.export(store.resolve(reference), path, form)
     return 0
 
 
