@@ -48,8 +48,8 @@ def docker(spawner: Spawner, stage: Stage) -> Iterator[Engine]:
 
 
 class Engine:
-    """A command whose daemons rest while it is not its turn: they follow every network device that others make, and
-    with them awake our launch and its floor take half as long again."""
+    """A command whose daemons rest while it is not its turn: they follow every network device that others make. With
+    them awake the equal floor's median was 4.7 ms, else 4.2 (one race of 300 each)."""
 
     def __init__(self, command: Command, daemons: Sequence[int]) -> None:
         self.name, self._command, self._daemons = command.name, command, daemons
