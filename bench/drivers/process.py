@@ -90,11 +90,11 @@ def remove_if_empty(path: str) -> None:
 def _recipe(spec: InstanceSpec, tree: str, groups: Groups) -> dict[str, Any]:
     """No namespaces and no rights dropped; the steps that are left."""
     inside = [["chroot", tree], ["working_directory", spec.image.workdir]]
-    into = [] if groups.unified else [["own_groups"]]
+    into, joined = ([], []) if groups.unified else ([["own_groups"]], [["join_groups"]])
     return {
         "namespaces": 0, "joins": [], "uid_map": "", "gid_map": "", "shared": [], "hooks": [], "terminal": False,
         "unified": groups.parents["unified"] if groups.unified else "", "groups": groups.recipe(), "umask": 0o022,
         "steps": [["session"], ["oom_score_adj", OOM_SCORE_ADJ], *into, *inside],
-        "exec_steps": [["session"], *into, *inside],
+        "exec_steps": [["session"], *joined, *inside],
         "argv": list(spec.payload.command), "env": environment(spec),
     }  # fmt: skip
