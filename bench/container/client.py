@@ -19,6 +19,7 @@ from msgspec import Struct
 
 import bench
 from bench import process
+from bench.container import borrow
 from bench.container.recipe import said
 from bench.errors import CommandError, LaunchError
 from bench.linux import messages
@@ -68,6 +69,7 @@ class Placed(Struct, frozen=True):
     argv: tuple[str, ...] = ()
     bundle: str = ""
     root: str = ""
+    network: str = ""
 
 
 class LaunchedProcess:
@@ -160,7 +162,7 @@ class Launcher:
         """Make a recipe (the fields of `init.Recipe`) known. Returns its number, for launches."""
         self._recipes += 1
         number = self._recipes
-        self._ask({"do": "learn", "recipe": number, "fields": fields})
+        self._ask({"do": "learn", "recipe": number, "fields": {"borrows": borrow.possible(fields), **fields}})
         return number
 
     def launch(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # typing itself is not imported: see above
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-    from bench.linux.program import Buffer, Op, Program
+    from bench.container.wirer import Wirer
+    from bench.linux.program import Buffer, Exec, Op, Program
 
     Step = list[Any]
     Part = Program | Callable[["Place", "Streams"], Program]
@@ -36,6 +37,7 @@ class Recipe:
         "_set_up",
         "argv",
         "awaits",
+        "borrows",
         "child",
         "env",
         "exec_steps",
@@ -61,6 +63,7 @@ class Recipe:
     groups: list[tuple[str, list[tuple[str, str]]]]  # the same for each hierarchy, with files to write
     shared: list[str]  # v1 groups that all instances share
     steps: list[Step]
+    borrows: bool  # its children need no fork: see container.borrow
     exec_steps: list[Step]  # for one more process in a running instance
     hooks: list[dict[str, Any]]  # the OCI runtime spec's createRuntime: the launcher runs them
     argv: list[str]
@@ -114,11 +117,36 @@ class Recipe:
         for part in self._inside if inside else self._set_up:
             made += part(place, streams) if callable(part) else part
         last = [*program.restore_signals(), program.umask(self.umask)]
-        argv = place.argv or self.argv
-        if become and "/" in argv[0] and self._streams_are_fixed(inside):
-            last += [program.dup2(fd, target) for target, fd in streams.standard() if fd != target]
-            last.append(program.execve(argv[0], argv, {**self.env, **place.env}))
+        if become and self.becomes_by_path(place) and self._streams_are_fixed(inside):
+            last += [*_standard(streams), (self.execve(place), None)]
         return made + program.operations(last, len(self.exec_steps if inside else self.steps))
+
+    def borrowed_program(self, place: Place, streams: Streams) -> Program:
+        """The same for a child in the launcher's memory, up to exec, which is not its own to make.
+
+        As few calls as may be are to be made under its filter; `container.borrow` knows them.
+        """
+        names = [step[0] for step in self.steps]
+        filtered = names.index("seccomp") if "seccomp" in names else len(names)
+        made: Program = []
+        for part in self._set_up[:filtered]:
+            made += part(place, streams) if callable(part) else part
+        last = [*program.restore_signals(), program.umask(self.umask), *_standard(streams)]
+        made += program.operations(last, len(self.steps))
+        for part in self._set_up[filtered:]:
+            made += part(place, streams) if callable(part) else part
+        return made
+
+    def becomes_by_path(self, place: Place) -> bool:
+        """Whether the payload's file is known before the container's own PATH can be searched."""
+        return "/" in (place.argv or self.argv)[0]
+
+    def execve(self, place: Place) -> Exec:
+        argv = place.argv or self.argv
+        return program.execve(argv[0], argv, {**self.env, **place.env})
+
+    def borrows_at(self, place: Place) -> bool:
+        return self.borrows and self.becomes_by_path(place) and self._streams_are_fixed(inside=False)
 
     def _streams_are_fixed(self, inside: bool) -> bool:
         """Whether it is known before the fork which descriptors become the standard streams."""
@@ -133,8 +161,8 @@ class Place:
     """What is one instance's own."""
 
     __slots__ = (
-        "address", "argv", "bridge", "bundle", "device", "env", "folder", "gateway", "hostname", "name", "prefix",
-        "root",
+        "address", "argv", "bridge", "bundle", "device", "env", "folder", "gateway", "hostname", "name", "network",
+        "prefix", "root",
     )  # fmt: skip
     name: str  # of its cgroups
     folder: str  # its own; the working folder of the set-up
@@ -148,6 +176,7 @@ class Place:
     argv: list[str]  # instead of the recipe's, unless empty
     bundle: str  # for hooks
     root: str  # a folder of its own that is to be its root, where no union is mounted
+    network: str  # file of a network namespace to enter, made beforehand; empty: none
 
     def __init__(self, fields: dict[str, object]) -> None:
         for name in self.__slots__:
@@ -167,6 +196,10 @@ class Streams:
     def standard(self) -> list[tuple[int, int]]:
         """Each stream's number in the payload, and the descriptor it is now."""
         return [(target, getattr(self, name)) for target, name in enumerate(self.STANDARD)]
+
+
+def _standard(streams: Streams) -> list[Op]:
+    return [program.dup2(fd, target) for target, fd in streams.standard() if fd != target]
 
 
 def _own_null(streams: Streams) -> Iterator[Op]:
@@ -216,7 +249,19 @@ def _shared_groups(recipe: Recipe, _: Place) -> Iterator[Op]:
         yield program.write(f"{group}/tasks", "0")
 
 
+def _enter_network(_: Recipe, place: Place) -> Op:
+    """Before anything is mounted: a sysfs is that of the namespace it is mounted in."""
+
+    def enter() -> None:
+        file = os.open(place.network, os.O_RDONLY | os.O_CLOEXEC)
+        syscalls.setns(file, syscalls.CLONE_NEWNET)
+        os.close(file)
+
+    return enter, None
+
+
 PLACED: dict[str, Callable[[Recipe, Place], Any]] = {
+    "enter_network": _enter_network,
     "own_groups": _own_groups,
     "join_groups": _join_groups,
     "shared_groups": _shared_groups,
@@ -382,6 +427,39 @@ class Child:
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             os._exit(code if code >= 0 else 128 - code)
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, syscalls.SIGKILL)  # whoever ends the one that waits means the command
+
+
+class Borrower(Child):
+    """A child that does this in the launcher's memory: it has no status socket, what it learns is there to be seen."""
+
+    def __init__(self, recipe: Recipe, place: Place, streams: Streams, wirer: Wirer | None) -> None:
+        super().__init__(recipe, place, streams)
+        self._wirer = wirer if place.device else None
+        self.untied = ""  # what could not be made on the host's side of its network
+        self.made = recipe.borrowed_program(place, streams)
+
+    def work(self, pid: int) -> None:
+        """All but the exec; `pid`: its number on the host."""
+        if self._wirer is not None:
+            self._wirer.ask(pid, self.place)
+        program.run(self.made)
+
+    def await_parent(self) -> None:
+        wirer, self._wirer = self._wirer, None
+        if wirer is None:
+            return
+        try:
+            self.configuration = wirer.answer()
+        except OSError as error:
+            self.untied = error.filename or "network"
+            raise
+
+    def settle(self) -> None:
+        """By the launcher, when the child failed: take the answer it did not live to read."""
+        try:
+            self.await_parent()
+        except OSError:  # of a pair that nobody needs any more
+            return
 
 
 def _reap(payload: int) -> int:

@@ -15,8 +15,10 @@ import os
 import sys
 import time
 
-from bench.container.init import Child, Place, Recipe, Streams, group_paths, make_groups
+from bench.container.init import Borrower, Child, Place, Recipe, Streams, group_paths, make_groups
+from bench.container.wirer import Wirer
 from bench.linux import cgroups, messages, netlink, program, syscalls
+from bench.linux.borrowing import Borrowing, Broken
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ _NEEDED = {
 """Modules of steps that few recipes have: loaded before any child pivots, for then our paths are the container's."""
 _GROUP_TIMEOUT = 10.0  # s; a killed process leaves its groups within milliseconds unless the kernel is stuck
 _GO = b"g"
+_BROKEN = 70  # exit status: EX_SOFTWARE
+_FORKNOEXEC, _EXITING = 0x40, 4  # of a process's flags: forked and not yet exec'd; on its way out
+_EPERM, _SIGSYS = 1, 31
+_FILTERED = ": its seccomp filter forbids a call that comes after it"
 
 
 class Failed(Exception):
@@ -79,6 +85,8 @@ class Launcher:
         self.netlink = netlink.Netlink()
         self.recipes: dict[int, Recipe] = {}
         self.cpus = os.sched_getaffinity(0)
+        self.borrowing = Borrowing()
+        self.wirer: Wirer | None = None
         self.running: set[int] = set()
         self.held: dict[int, int] = {}  # pid -> our end of its status socket
         self.exited: dict[int, int] = {}
@@ -93,6 +101,12 @@ class Launcher:
             messages.send(self.link, messages.encode(answer), sent)
             for fd in (*fds, *sent):
                 os.close(fd)
+        self.kill()
+        if self.wirer is not None:
+            self.wirer.close()
+
+    def kill(self) -> None:
+        """What was launched."""
         for pid in self.running:
             os.kill(pid, syscalls.SIGKILL)
 
@@ -115,6 +129,8 @@ class Launcher:
         for name, *_values in (*recipe.steps, *recipe.exec_steps):
             if name in _NEEDED:
                 __import__(_NEEDED[name])
+        if recipe.borrows and recipe.awaits and self.wirer is None:
+            self.wirer = Wirer()
         self.recipes[request["recipe"]] = recipe
         return {}, ()
 
@@ -126,6 +142,8 @@ class Launcher:
         """
         recipe = self.recipes[request["recipe"]]
         place = Place(request)
+        if recipe.borrows_at(place) and not request["trace"]:
+            return self._lend(recipe, place, fds, request["pidfd"])
         if recipe.unified or recipe.uid_map:
             make_groups(recipe, place.name)
         with Ends() as ends:
@@ -134,6 +152,7 @@ class Launcher:
             try:
                 self._outfit(recipe, place, pid, ends)
                 said = _await_exec(ends, recipe.terminal)
+                _check_became(pid, said)
             except (OSError, Failed):
                 self._discard(pid)
                 raise
@@ -143,13 +162,36 @@ class Launcher:
                 ends.close("pidfd")
             return {"pid": pid, "created": created, **said}, ends.take("pidfd", "output")
 
+    def _lend(self, recipe: Recipe, place: Place, fds: Sequence[int], with_pidfd: bool) -> Answer:
+        """Launch without a fork: the child borrows our memory, and we go on when it is the payload."""
+        with Ends() as ends:
+            fds = fds or self._piped(ends)
+            recipe.child = child = Borrower(recipe, place, Streams(-1, *fds), self.wirer)
+            try:
+                pid = self.borrowing.spawn(recipe.namespaces, child.work, recipe.execve(place))
+            except OSError as error:
+                if pid := self.borrowing.pid:
+                    self.running.add(pid)
+                    self._discard(pid)
+                    child.settle()
+                raise _told(error, recipe, place, child.untied) from error
+            started = time.monotonic_ns()
+            self.running.add(pid)
+            if with_pidfd:
+                ends.add(pidfd=os.pidfd_open(pid))
+            return {"pid": pid, "created": self.borrowing.born, "started": started}, ends.take("pidfd", "output")
+
+    def _piped(self, ends: Ends) -> tuple[int, int, int]:
+        """Nothing to read, and a pipe for what it writes."""
+        output, child_output = os.pipe()
+        ends.add(output=output, child_output=child_output)
+        return self.null, child_output, child_output
+
     def _clone(self, recipe: Recipe, place: Place, ends: Ends, fds: Sequence[int], traced: bool) -> int:
         ours, theirs = messages.pair()
         ends.add(status=ours, child_status=theirs)
         if not fds and not recipe.terminal:
-            output, child_output = os.pipe()
-            ends.add(output=output, child_output=child_output)
-            fds = (self.null, child_output, child_output)
+            fds = self._piped(ends)
         streams = Streams(ends["child_status"], *(fds or (self.null,) * 3))
         child = Child(recipe, place, streams)
         made = program.operations(program.close(ends["status"]), -1)  # its end is the parent's death
@@ -200,7 +242,9 @@ class Launcher:
         with Ends() as ends:
             ends.add(status=self.held.pop(request["pid"]))
             os.write(ends["status"], _GO)
-            return _await_exec(ends, False), ()
+            said = _await_exec(ends, False)
+            _check_became(request["pid"], said)
+            return said, ()
 
     def exec(self, request: dict[str, Any], fds: Sequence[int]) -> Answer:
         """Start one more process in the instance of `target`. Answers its pid with [pidfd, stdout, stderr].
@@ -300,6 +344,17 @@ class Launcher:
             self.exited[pid] = code if code >= 0 else 128 - code
 
 
+def _told(error: OSError, recipe: Recipe, place: Place, untied: str) -> Failed:
+    """What went wrong in a child that had our memory, as one with its own would report it."""
+    if untied:
+        step: list[Any] = [untied]
+    elif isinstance(error, program.StepError) and error.step < len(recipe.steps):
+        step = recipe.steps[error.step]
+    else:
+        step = [error.filename] if error.filename else ["exec", (place.argv or recipe.argv)[0]]
+    return Failed({"step": step, "errno": error.errno or 0, "error": str(error)})
+
+
 def _removed(path: str) -> bool:
     """Whether an empty group is gone now; False if something is in it or below it."""
     try:
@@ -388,6 +443,22 @@ def _await_exec(ends: Ends, terminal: bool) -> dict[str, Any]:
             return said
 
 
+def _check_became(pid: int, said: dict[str, Any]) -> None:
+    """Raises Failed if exec did not close its status socket, but death by a signal: of its own filter, most often.
+
+    A zombie still says so (field 9 of its stat), and what it died of (the last field).
+    """
+    if "started" not in said:
+        return
+    with open(f"/proc/{pid}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+    flags, status = int(fields[6]), int(fields[-1])
+    if flags & _FORKNOEXEC and flags & _EXITING and os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        by = f"killed by signal {number} before it was the payload"
+        raise Failed({"step": ["exec"], "errno": _EPERM, "error": by + _FILTERED * (number == _SIGSYS)})
+
+
 def _receive(fd: int) -> tuple[Any, list[int]]:
     """A message with the descriptors beside it."""
     link = _socket.socket(fileno=os.dup(fd))
@@ -404,7 +475,12 @@ def main(fd: int) -> None:
     program.warm_up()
     gc.disable()  # a collection in the child would touch, and so copy, every page
     os.set_inheritable(fd, False)
-    Launcher(_socket.socket(fileno=fd)).serve()
+    launcher = Launcher(_socket.socket(fileno=fd))
+    try:
+        launcher.serve()
+    except Broken:
+        launcher.kill()
+        os._exit(_BROKEN)
 
 
 if __name__ == "__main__":

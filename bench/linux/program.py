@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     Buffer = ctypes.Array[ctypes.c_char]
     Call = tuple[Any, ...]  # number and arguments: int, bytes, or a buffer
+    Exec = tuple[int, bytes, ctypes.Array[ctypes.c_char_p], ctypes.Array[ctypes.c_char_p]]
     Text = list[bytes]  # a file and what to write there
     Spare = dict[int, int]  # errno (0: it worked) -> how many of the operations after it to leave out
     Work = Call | Text | Callable[[], object]
@@ -180,15 +181,15 @@ def dup2(fd: int, target: int) -> Op:
     return (_DUP2, fd, target), None
 
 
-def execve(path: str, argv: Sequence[str], env: Mapping[str, str]) -> Op:
-    """Its arguments are packed here, and stay alive as long as the operation."""
+def execve(path: str, argv: Sequence[str], env: Mapping[str, str]) -> Exec:
+    """Its arguments are packed here, and stay alive as long as the call."""
     words = [*map(os.fsencode, argv)]
     settings = [os.fsencode(f"{name}={value}") for name, value in env.items()]
     text = ctypes.c_char_p
     return (
         _EXECVE, os.fsencode(path), (text * (len(words) + 1))(*words, None),
         (text * (len(settings) + 1))(*settings, None),
-    ), None  # fmt: skip
+    )  # fmt: skip
 
 
 def umask(mask: int) -> Op:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from bench.container import profile, seccomp
+from bench.container import borrow, profile, seccomp
 from bench.container.spec import default_seccomp
 from bench.drivers.base import Driver
 from bench.drivers.launched import LaunchedInstance
@@ -77,6 +78,42 @@ def test_a_process_that_joins_is_confined_alike(box: Box) -> None:
     ]
     assert joined == first
     assert len(joined) > 8
+
+
+_VARYING = ("Pid", "Tgid", "NSpid", "NStgid", "NSpgid", "NSsid", "PPid", "Vm", "Rss", "Hugetlb", "voluntary", "nonvol")
+
+
+def _seen(pid: int, name: str) -> dict[str, object]:
+    """What one way of launching must give like the other."""
+    folder = Path(f"/proc/{pid}")
+    mounts = [line.split()[3:] for line in (folder / "mountinfo").read_text().splitlines()]
+    groups = sorted((folder / "cgroup").read_text().replace(name, "NAME").splitlines())
+    return {
+        "status": {key: value for key, value in status(pid).items() if not key.startswith(_VARYING)},
+        "descriptors": {fd: os.readlink(folder / "fd" / fd).partition(":")[0] for fd in os.listdir(folder / "fd")},
+        "mounts": [(at, [field for field in rest if not field.startswith("lowerdir")]) for _, at, *rest in mounts],
+        "groups": groups,
+        "texts": [(folder / file).read_bytes() for file in ("environ", "cmdline", "limits", "oom_score_adj", "comm")],
+        "links": [os.readlink(folder / link) for link in ("root", "cwd", "exe")],
+        "rules": of_process(pid).devices,
+        "filters": bpf.installed_filters(pid),
+    }
+
+
+def test_a_child_that_borrows_becomes_what_a_forked_one_does(boxes: Boxes) -> None:
+    found: dict[bool, dict[str, object]] = {}
+
+    def chosen(fields: dict[str, Any]) -> None:
+        assert borrow.possible(fields)
+        fields["borrows"] = borrows
+
+    for borrows in (True, False):
+        with boxes.running(replace(SPEC, hostname="same"), tamper=chosen) as made:
+            made.wait_for("up")
+            while status(made.pid)["State"][0] != "S" or status(made.pid)["Name"] != "sleep":
+                time.sleep(0.01)
+            found[borrows] = _seen(made.pid, made.folder.name)
+    assert found[True] == found[False]
 
 
 def test_no_namespace_is_the_hosts(box: Box) -> None:
