@@ -68,6 +68,18 @@ _ALL = (
         "apart from `ready` on.",
     ),
     _summary(
+        "startup.ready.p95",
+        "s",
+        "Ready, 95th percentile",
+        "95th percentile of the same times; absent with fewer than 60 launches.",
+    ),
+    _summary(
+        "startup.reply.p95",
+        "s",
+        "First reply, 95th percentile",
+        "95th percentile of the same times; absent with fewer than 60 launches.",
+    ),
+    _summary(
         "launch.rate",
         "1/s",
         "Launch rate",
@@ -94,7 +106,7 @@ _ALL = (
         "bytes",
         "Memory of one more",
         "Minus the slope over N of the host's free memory (MemAvailable and what the kernel's per-CPU page lists "
-        "hold), less the harness's own growth; interval by resampling whole ramps; the median field holds the slope.",
+        "hold), less the harness's own growth; its interval rests on whole ramps; the median field holds the slope.",
     ),
     _summary(
         "memory.fixed",
@@ -152,6 +164,27 @@ _ALL = (
         "bytes",
         "Disk of one more, as du claims",
         "Slope over N of what `du` over each instance's files claims when shared files are counted for every instance.",
+    ),
+    _summary(
+        "pool.size",
+        "instances",
+        "Size of the pool",
+        "Launches that the pool of a ramp was filled for, warm-ups included; only of pooled profiles, as all of these.",
+        None,
+    ),
+    _summary(
+        "pool.fill",
+        "s",
+        "Filling the pool, per instance",
+        "Time to make what one instance of a pooled profile finds ready (a connected network namespace, groups with "
+        "their limits), before the ramp: no launch time holds it.",
+    ),
+    _summary(
+        "pool.memory",
+        "bytes",
+        "Memory of the pool, per instance",
+        "What the host's free memory lost while the pool was filled, less the harness's own growth, over its size: "
+        "`memory.marginal` of a pooled profile does not hold it.",
     ),
     _summary("teardown.stopped", "s", "Stopped", "From the request to stop until nothing of the instance runs."),
     _summary("teardown.removed", "s", "Removed", "From the request to stop until nothing of the instance is left."),
@@ -223,6 +256,18 @@ _ALL = (
         "s",
         "Memory pressure",
         "Total stall time `some` of /proc/pressure/memory since boot; absent where the kernel has no PSI.",
+    ),
+    _raw(
+        "host.cpu.steal",
+        "s",
+        "Stolen CPU time",
+        "CPU seconds since boot that a hypervisor below this host gave to others, over all CPUs, from /proc/stat.",
+    ),
+    _raw(
+        "host.cpu.total",
+        "s",
+        "CPU time",
+        "CPU seconds since boot, idle ones included, over all CPUs, from /proc/stat.",
     ),
     _raw("harness.memory.pss", "bytes", "Harness memory", "PSS of our own processes: the harness and its launcher."),
     _raw("harness.cpu", "s", "Harness CPU", "User and system CPU seconds of our own processes since the run began."),

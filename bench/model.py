@@ -92,13 +92,23 @@ class ContainerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class VmSettings(Struct, frozen=True, forbid_unknown_fields=True):
-    """Keys of the `vm` driver. `disk` is the size in bytes of the guest's root file system."""
+    """Keys of the `vm` driver; docs/vm.md explains each. Sizes in bytes; `disk` is the guest's root file system's."""
 
     machine: Literal["q35"] = "q35"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
-    storage: Literal["copy", "qcow2-backing"] = "copy"
+    kernel: Literal["distribution", "micro"] = "distribution"
+    start: Literal["boot", "clone"] = "boot"
+    storage: Literal["copy", "qcow2-backing", "reflink", "shared-ro"] = "copy"
     network: Network = "bridge"
     disk: int = 128 * MIB
+    memory: int | None = None  # RAM; None: limits.memory
+    devices: Literal["default", "minimal"] = "default"
+    balloon: Literal["default", "none", "reporting"] = "default"
+    tb_cache: int | None = None  # QEMU's buffer for translated code, under tcg; None: QEMU's own size
+    thp: bool = True  # the host may back guests with huge pages
+    ksm: bool = True  # the host may merge guests' equal pages
+    cpu_query: Literal["each", "sets"] = "each"  # how libvirt asks QEMU for a guest's CPU features
+    reseed: bool = True  # clones get fresh randomness
 
 
 Settings = ProcessSettings | ContainerSettings | VmSettings
@@ -162,6 +172,7 @@ class InstanceSpec(Struct, frozen=True):
     limits: Limits
     settings: Settings
     logs: str = ""  # folder of the run for consoles and payload output
+    ramp: int = 1  # how many of its kind are to be alive at once
 
     @property
     def id(self) -> str:
@@ -244,6 +255,7 @@ class HostFacts(Struct, frozen=True):
     bench: str
     empty_memcg_bytes: int | None = None  # slab of one empty memory cgroup, measured; None if not measured
     empty_netns_bytes: int | None = None  # slab of one empty network namespace, measured
+    turbo: bool | None = None  # clocks above the nominal one are allowed
 
 
 # --- what was measured -----------------------------------------------------------------------------------------
@@ -315,6 +327,7 @@ class TrialRecord(Labels, frozen=True, kw_only=True, tag="trial", tag_field="kin
     launching_ns: int  # time spent launching, samples and settling left out
     evidence: str = ""
     accelerator: str | None = None
+    readings: tuple[Reading, ...] = ()  # of the ramp as a whole: pool.*
 
 
 class NoteRecord(Struct, frozen=True, kw_only=True, tag="note", tag_field="kind"):
@@ -353,7 +366,10 @@ class RunInfo(Struct, frozen=True, kw_only=True):
 
 
 class SummaryRow(Struct, frozen=True):
-    """One row of `bench show`. `median`, `low`, `high` in `unit`; the interval is at 95 %, absent if n is too small."""
+    """One row of `bench show`. `median`, `low`, `high` in `unit`; the interval is at 95 %, absent if n is too small.
+
+    `method` says what it rests on: "t" on ramps, "bootstrap" of ramps, or the "launches" of a single ramp.
+    """
 
     driver: str
     profile: str
@@ -364,6 +380,7 @@ class SummaryRow(Struct, frozen=True):
     median: float
     low: float | None
     high: float | None
+    method: Literal["t", "bootstrap", "launches"] | None = None
 
 
 class Summary(Struct, frozen=True):

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypedDict
 
 from bench.config import Scenario, settings_for
-from bench.drivers.base import Driver, Instance
+from bench.drivers.base import Driver, Instance, Pooling
 from bench.errors import BenchError, Interrupted, LaunchError
 from bench.linux import endpoints
 from bench.model import (
@@ -115,6 +115,7 @@ class _Ramp:
     limiter: str = ""
     evidence: str = ""
     outcome: Outcome = Outcome.SUCCEEDED
+    readings: tuple[Reading, ...] = ()
 
 
 class Runner:
@@ -148,12 +149,15 @@ class Runner:
         finally:
             with self._job.shield():
                 self._tear_down(ramp)
+                self._drain(ramp)
                 record = self._conclude(ramp)
         return record
 
     def _climb(self, ramp: _Ramp) -> None:
         trial = ramp.trial
         try:
+            if not self._fill(ramp):
+                return
             for _ in range(trial.warmups):
                 self._launch(ramp, warmup=True)
                 self._end(ramp, ramp.live.pop())
@@ -184,6 +188,43 @@ class Runner:
             return False
         return True
 
+    # --- what is made beforehand -------------------------------------------------------------------------------
+
+    def _fill(self, ramp: _Ramp) -> bool:
+        """Where instances take from a pool: fill it, untimed, and note what that cost; False if the host has not the
+        memory for it."""
+        spec, driver = self._spec(ramp.trial, number=0), self._job.drivers[ramp.trial.driver]
+        if not isinstance(driver, Pooling) or not driver.pools(spec):
+            return True
+        count = ramp.trial.warmups + ramp.trial.count
+        self._job.progress.doing(f"fill the pool of {ramp.trial.driver}:{ramp.trial.profile}")
+        before, seconds = self._free(), 0.0
+        for size in (*range(_FILLED_AT_ONCE, count, _FILLED_AT_ONCE), count):
+            if not self._may_launch(ramp):
+                return False
+            began = time.monotonic()
+            try:
+                driver.fill(spec, size)
+            except BenchError as error:
+                ramp.outcome, ramp.limiter, ramp.evidence = Outcome.FAILED, "pool", error.message
+                return False
+            seconds += time.monotonic() - began
+        after = self._free()
+        ramp.readings = (Reading("pool.size", count, "instances"), Reading("pool.fill", seconds / count, "s"))
+        if before is not None and after is not None:
+            ramp.readings += (Reading("pool.memory", (before - after) / count, "bytes"),)
+        return True
+
+    def _free(self) -> float | None:
+        """Free memory of the host and what the harness has of it: a pool is the rest's loss. Bytes."""
+        found = {one.metric: one.value for sampler in self._job.samplers for one in sampler.read(())}
+        return sum(found[metric] for metric in _FREE) if set(_FREE) <= set(found) else None
+
+    def _drain(self, ramp: _Ramp) -> None:
+        driver = self._job.drivers[ramp.trial.driver]
+        if isinstance(driver, Pooling):
+            driver.drain()
+
     # --- one instance ------------------------------------------------------------------------------------------
 
     def _spec(self, trial: Trial, number: int) -> InstanceSpec:
@@ -198,6 +239,7 @@ class Runner:
             limits=job.scenario.limits,
             settings=settings_for(job.scenario, trial.driver, trial.profile),
             logs=job.logs,
+            ramp=trial.count,
         )
 
     def _launch(self, ramp: _Ramp, *, warmup: bool) -> None:
@@ -281,7 +323,8 @@ class Runner:
     def _sample(self, ramp: _Ramp) -> bool:
         """One step's record; False, with the limiter named, if an instance died meanwhile."""
         self._job.progress.doing(f"sample {ramp.trial.driver} at N={len(ramp.live)}")
-        time.sleep(self._job.scenario.settle)
+        if self._job.scenario.settle:  # even a sleep of nothing gives the CPU away
+            time.sleep(self._job.scenario.settle)
         dead = [live.spec.id for live in ramp.live if not live.instance.alive()]
         if dead:
             ramp.outcome, ramp.limiter = Outcome.FAILED, "died"
@@ -303,6 +346,7 @@ class Runner:
             evidence=ramp.evidence,
             launching_ns=ramp.launching_ns,
             accelerator=self._job.accelerators(ramp.trial.driver),
+            readings=ramp.readings,
         )
         self._sink.append(record)
         self._sink.sync()
@@ -320,6 +364,8 @@ class Runner:
         }
 
 
+_FREE = ("host.memory.available", "host.memory.pcp", "harness.memory.pss")
+_FILLED_AT_ONCE = 100  # instances' worth, before the host's memory is looked at again
 _TEARDOWN = frozenset({Phase.STOP.value, Phase.STOPPED.value, Phase.REMOVED.value})
 
 

@@ -22,6 +22,13 @@ _AS_IT_IS = Options()
 _MAX_BYTES = 1 << 20  # of a passwd or group file
 
 
+class Account(Struct, frozen=True):
+    """Who a process is, and the home folder that goes with that."""
+
+    user: User
+    home: str
+
+
 class Bundle(Struct, frozen=True):
     """`folder`: of config.json, for hooks and relative paths. With an `image` its root comes from a storage, else from
     the folder."""
@@ -65,12 +72,12 @@ def user_of(trees: Sequence[Path], text: str) -> User:
     return _Accounts(trees).user(text).user
 
 
+def account_of(images: ImageStore, image: Image) -> Account:
+    """Who the image wants its command to be. Raises UsageError for a name that it does not have."""
+    return _Accounts(images.layer_trees(image)).user(images.execution(image).user or "")
+
+
 # --- users by name -----------------------------------------------------------------------------------------------
-
-
-class _Who(Struct, frozen=True):
-    user: User
-    home: str
 
 
 class _Accounts:
@@ -80,7 +87,7 @@ class _Accounts:
     def __init__(self, trees: Sequence[Path]) -> None:
         self._trees = trees
 
-    def user(self, text: str) -> _Who:
+    def user(self, text: str) -> Account:
         name, _, group = (text or "0").partition(":")
         entry = next((one for one in self._lines("passwd", 7) if name in (one[0], one[2])), None)
         if entry is None and not name.isdecimal():
@@ -88,7 +95,9 @@ class _Accounts:
         uid = int(entry[2]) if entry else int(name)
         gid = self._group(group) if group else int(entry[3]) if entry else 0
         more = () if group or entry is None else self._more(entry[0], gid)
-        return _Who(User(uid, gid, additional_gids=more), (entry[5] if entry else "") or ("/root" if not uid else "/"))
+        return Account(
+            User(uid, gid, additional_gids=more), (entry[5] if entry else "") or ("/root" if not uid else "/")
+        )
 
     def _group(self, text: str) -> int:
         for entry in self._lines("group", 4):

@@ -1,4 +1,4 @@
-"""Where an instance's cgroups are and what its resources are called there: v1, hybrid and v2.
+"""Where an instance's cgroups are, and how they are made: v1, hybrid and v2.
 
 A limit that this host can't enforce is refused: half of it, unnoticed, would be worse than none.
 """
@@ -6,23 +6,22 @@ A limit that this host can't enforce is refused: half of it, unnoticed, would be
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from bench.container import profile
-from bench.container.spec_records import Cpu, Memory, Resources
+from bench.container.limits import WITHOUT, Settings, refuse_idle, v1_settings, v2_settings
+from bench.container.spec_records import Resources
 from bench.errors import HostError
 from bench.linux import cgroups, devices
 from bench.model import RunId, token_of
-
-Settings = list[tuple[str, str]]
-"""Files of a group and what to write there, in order."""
 
 _ALWAYS = ("memory", "cpu", "cpuacct", "pids")
 _REMOVE_TIMEOUT = 5.0  # seconds until killed processes have left their groups
@@ -79,14 +78,15 @@ class CgroupLayout(Struct, frozen=True):
         if self.v1:
             return self._v1(parent, resources, pausable)
         if self.v2:
-            settings = _v2_settings(resources, Path(self.v2))
+            settings = v2_settings(resources, Path(self.v2))
+            _refuse_unavailable(settings, Path(self.v2))
             folder = f"{parent}/{_rules_name(resources)}" if ruled else parent
             return Groups({"unified": f"{self.v2}/{folder}"}, {"unified": settings}, True)
         raise HostError("no cgroup hierarchy is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
 
     def _v1(self, parent: str, resources: Resources, pausable: bool) -> Groups:
         wanted = {name: Settings() for name in _ALWAYS if name in self.v1}
-        for controller, file, value in _v1_settings(resources):
+        for controller, file, value in v1_settings(resources):
             if controller not in self.v1:
                 raise HostError(f"no {controller} cgroups on this host, so {file} can't be set", hint="leave it out")
             wanted.setdefault(controller, []).append((file, value))
@@ -103,7 +103,7 @@ class CgroupLayout(Struct, frozen=True):
             below = next((one for one in Path(self.v1[controller]).glob("*/")), None)
             for file, _ in settings:
                 if below is not None and not (below / file).exists():
-                    raise HostError(f"this kernel can't enforce {file}", hint=_WITHOUT.get(file, "leave it out"))
+                    raise HostError(f"this kernel can't enforce {file}", hint=WITHOUT.get(file, "leave it out"))
 
     def prepare(self, parent: str) -> None:
         """Make the groups that instances' groups are below; on v2 hand the controllers down, which only then arrive."""
@@ -114,29 +114,6 @@ class CgroupLayout(Struct, frozen=True):
         if not self.v1 and self.v2:
             for folder in (self.v2, *(f"{self.v2}/{one}" for one in _and_above(parent))):
                 _delegate(folder)
-
-
-def refuse_idle(resources: Resources, slash: Path = Path("/")) -> None:
-    """Raises HostError for what there is a file for, but no effect. `slash` holds the `sys` and `proc` to look at."""
-    if resources.block_io is not None and resources.block_io.weight:
-        schedulers = slash.glob("sys/block/*/queue/scheduler")
-        if not any("[bfq]" in path.read_text() for path in schedulers):
-            raise HostError("a blkio weight has no effect: no disk here is under bfq", hint=_WITHOUT["blkio.weight"])
-    memory = resources.memory or Memory()
-    if memory.swap and memory.swap > max(memory.limit or 0, 0) and not _swap(slash):
-        hint = "swapon, or leave linux.resources.memory.swap out"
-        raise HostError(f"no swap on this host, so {memory.swap} bytes with swap can't be given", hint=hint)
-
-
-def _swap(slash: Path) -> bool:
-    return len((slash / "proc/swaps").read_text().splitlines()) > 1  # below its heading
-
-
-_WITHOUT = {
-    "memory.memsw.limit_in_bytes": "boot with swapaccount=1, or leave swap out",
-    "blkio.weight": "weights need the bfq scheduler on the disk: leave the weight out",
-    "blkio.bfq.weight": "weights need the bfq scheduler on the disk: leave the weight out",
-}
 
 
 def run_group(run: RunId) -> str:
@@ -155,6 +132,15 @@ def _and_above(parent: str) -> list[str]:
     return ["/".join(parts[: end + 1]) for end in range(len(parts))]
 
 
+def _refuse_unavailable(settings: Settings, top: Path) -> None:
+    """What can be asked of v2 before any group is there: whether its root has the files' controllers."""
+    file = top / "cgroup.controllers"
+    there = file.read_text().split() if file.exists() else _DELEGATED
+    for name, _ in settings:
+        if (controller := name.partition(".")[0]) not in there:
+            raise HostError(f"no {controller} controller on this host, so {name} can't be set", hint="leave it out")
+
+
 def _delegate(folder: str) -> None:
     with open(f"{folder}/cgroup.controllers") as file:
         there = file.read().split()
@@ -165,7 +151,21 @@ def _delegate(folder: str) -> None:
             )
     for name in _DELEGATED:
         if name in there:
-            cgroups.write(f"{folder}/cgroup.subtree_control", f"+{name}")
+            _hand_down(folder, name)
+
+
+def _hand_down(folder: str, name: str) -> None:
+    try:
+        cgroups.write(f"{folder}/cgroup.subtree_control", f"+{name}")
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # The root of a cgroup namespace looks like the host's, but is a group like others: with processes in it, it
+        # hands nothing down.
+        raise HostError(
+            f"{folder} can't hand the {name} controller down: processes are in it",
+            hint="run bench on the host itself, or in a container with the host's cgroup namespace",
+        ) from error
 
 
 def _open_cpusets(top: Path, parent: str) -> None:
@@ -181,91 +181,6 @@ def _open_cpusets(top: Path, parent: str) -> None:
 def _whole_cpuset(settings: Settings, top: str) -> Settings:
     given = dict(settings)
     return [(file, given.get(file) or Path(top, file).read_text().strip()) for file in ("cpuset.cpus", "cpuset.mems")]
-
-
-# --- what resources are called ---
-
-
-def _v1_settings(resources: Resources) -> Iterator[tuple[str, str, str]]:
-    """Controller, file, value."""
-    yield from _v1_memory(resources.memory or Memory())
-    yield from _v1_cpu(resources.cpu or Cpu())
-    if resources.pids is not None and resources.pids.limit:
-        yield "pids", "pids.max", _or_max(resources.pids.limit)
-    if resources.block_io is not None and resources.block_io.weight:
-        yield "blkio", _weight_file(), str(resources.block_io.weight)
-
-
-def _v1_memory(memory: Memory) -> Iterator[tuple[str, str, str]]:
-    if memory.limit:
-        yield "memory", "memory.limit_in_bytes", str(memory.limit)
-    if memory.reservation:
-        yield "memory", "memory.soft_limit_in_bytes", str(memory.reservation)
-    if memory.swap:
-        yield "memory", "memory.memsw.limit_in_bytes", str(memory.swap)
-    if memory.swappiness is not None:
-        yield "memory", "memory.swappiness", str(memory.swappiness)
-
-
-def _v1_cpu(cpu: Cpu) -> Iterator[tuple[str, str, str]]:
-    if cpu.shares:
-        yield "cpu", "cpu.shares", str(cpu.shares)
-    if cpu.period:
-        yield "cpu", "cpu.cfs_period_us", str(cpu.period)
-    if cpu.quota:
-        yield "cpu", "cpu.cfs_quota_us", str(cpu.quota)
-    if cpu.cpus:
-        yield "cpuset", "cpuset.cpus", cpu.cpus
-    if cpu.mems:
-        yield "cpuset", "cpuset.mems", cpu.mems
-
-
-def _weight_file() -> str:
-    """bfq's own file where there is one."""
-    below = Path("/sys/fs/cgroup/blkio")
-    return "blkio.bfq.weight" if any(below.glob("*/blkio.bfq.weight")) else "blkio.weight"
-
-
-def _v2_settings(resources: Resources, top: Path) -> Settings:
-    settings = [*_v2_memory(resources.memory or Memory()), *_v2_cpu(resources.cpu or Cpu())]
-    if resources.pids is not None and resources.pids.limit:
-        settings.append(("pids.max", _or_max(resources.pids.limit)))
-    if resources.block_io is not None and resources.block_io.weight:
-        if not any(top.glob("*/io.bfq.weight")):
-            raise HostError("this kernel can't enforce io.bfq.weight", hint=_WITHOUT["blkio.weight"])
-        settings.append(("io.bfq.weight", str(resources.block_io.weight)))
-    return settings
-
-
-def _v2_memory(memory: Memory) -> Iterator[tuple[str, str]]:
-    if memory.limit:
-        yield "memory.max", _or_max(memory.limit)
-    if memory.reservation:
-        yield "memory.low", _or_max(memory.reservation)
-    if memory.swap:
-        yield "memory.swap.max", _or_max(memory.swap - max(memory.limit or 0, 0))
-    if memory.swappiness is not None:
-        raise HostError("cgroup v2 has no swappiness of a group", hint="leave linux.resources.memory.swappiness out")
-
-
-def _v2_cpu(cpu: Cpu) -> Iterator[tuple[str, str]]:
-    if cpu.shares:
-        yield "cpu.weight", str(cpu_weight(cpu.shares))
-    if cpu.quota or cpu.period:
-        yield "cpu.max", f"{_or_max(cpu.quota or -1)} {cpu.period or 100_000}"
-    if cpu.cpus:
-        yield "cpuset.cpus", cpu.cpus
-    if cpu.mems:
-        yield "cpuset.mems", cpu.mems
-
-
-def _or_max(value: int | None) -> str:
-    return "max" if value is None or value < 0 else str(value)
-
-
-def cpu_weight(shares: int) -> int:
-    """v1's 2..262144 (default 1024) on v2's scale of 1..10000 (default 100), the way engines convert it."""
-    return 1 + (min(max(shares, 2), 262_144) - 2) * 9999 // 262_142
 
 
 # --- device rules ---

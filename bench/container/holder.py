@@ -42,14 +42,9 @@ class Holder:
             raise
         return {"fd": held}
 
-    def drop(self, wanted: dict[str, Any]) -> dict[str, object]:
-        """Hold it no longer: it ends with the last process in it."""
-        os.close(wanted["fd"])
-        return {}
-
     def answer(self, request: dict[str, Any]) -> dict[str, object]:
         try:
-            return self.drop(request) if "fd" in request else self.make(request)
+            return self.make(request)
         except OSError as error:
             return {"failed": f"{error.filename or 'network namespace'}: {error.strerror}"}
 

@@ -50,34 +50,21 @@ class Pooled(Struct, frozen=True):
     path: str
     device: str
     endpoint: Endpoint
-    fd: int  # in the holder
 
 
 class NamespacePool:
-    """`count` namespaces on `network`; a context manager. Entering it makes them all, untimed."""
+    """Namespaces on `network`; a context manager. Each is handed out once: what a container changed in it must not
+    reach the next one. All of them go together, in `close`: one by one the kernel takes 20 ms for each."""
 
-    def __init__(self, run: RunId, count: int, network: Addresses) -> None:
-        self._run, self._count, self._network = run, count, network
+    def __init__(self, run: RunId, network: Addresses) -> None:
+        self._run, self._network = run, network
         self._stack = contextlib.ExitStack()
         self._free: list[Pooled] = []
-        self._held: dict[int, Pooled] = {}
+        self._made: list[Pooled] = []
         self._lines: Any = None
         self._holder = 0
-        self._made = 0
 
     def __enter__(self) -> NamespacePool:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - _SPARE
-        if self._count > limit:
-            raise HostError(
-                f"a pool of {self._count} namespaces needs as many descriptors", hint=f"at most {limit} here"
-            )
-        with contextlib.ExitStack() as undo:
-            undo.callback(self.close)
-            self._network.ensure(self._count)
-            self._start()
-            for _ in range(self._count):
-                self._add()
-            undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -86,25 +73,30 @@ class NamespacePool:
     def __len__(self) -> int:
         return len(self._free)
 
+    def fill(self, count: int) -> None:
+        """Make more until `count` are free. Raises HostError; then those that were made are there until `close`."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1] - _SPARE
+        if (wanted := len(self._made) - len(self._free) + count) > limit:
+            raise HostError(f"a pool of {wanted} namespaces needs as many descriptors", hint=f"at most {limit} here")
+        if not self._holder:
+            self._start()
+        self._network.ensure(max(count - len(self._free), 0))
+        while len(self._free) < count:
+            self._add()
+
     def take(self) -> Pooled:
         """One that is free. Raises HostError if none is."""
         if not self._free:
-            raise HostError(f"all {self._count} pooled namespaces are in use", hint="a bigger pool")
+            raise HostError(f"all {len(self._made)} pooled namespaces have been used", hint="fill the pool again")
         return self._free.pop()
 
-    def drop(self, taken: Pooled) -> None:
-        """Done with it, when its container is: one that was used is never handed out again."""
-        del self._held[taken.fd]
-        netlink.delete_link(taken.device)
-        self._ask({"fd": taken.fd})
-        self._network.release(taken.endpoint)
-
     def close(self) -> None:
-        """Remove all; returns when the interfaces are gone."""
-        held, self._held, self._free = list(self._held.values()), {}, []
+        """Remove all; returns when the interfaces are gone. Idempotent."""
+        made, self._made, self._free, self._holder = self._made, [], [], 0
         self._stack.close()
-        _vanished(_prefix(self._run))
-        for one in held:
+        if made:
+            _vanished(_prefix(self._run))
+        for one in made:
             self._network.release(one.endpoint)
 
     def _start(self) -> None:
@@ -121,8 +113,7 @@ class NamespacePool:
         self._holder = child.pid
 
     def _add(self) -> None:
-        device = f"{_prefix(self._run)}{self._made}"
-        self._made += 1
+        device = f"{_prefix(self._run)}{len(self._made)}"
         endpoint = self._network.allocate()
         try:
             wanted = {
@@ -133,8 +124,8 @@ class NamespacePool:
         except HostError:
             self._network.release(endpoint)
             raise
-        pooled = Pooled(f"/proc/{self._holder}/fd/{fd}", device, endpoint, fd)
-        self._held[fd] = pooled
+        pooled = Pooled(f"/proc/{self._holder}/fd/{fd}", device, endpoint)
+        self._made.append(pooled)
         self._free.append(pooled)
 
     def _ask(self, request: dict[str, object]) -> dict[str, Any]:

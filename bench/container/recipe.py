@@ -64,6 +64,7 @@ class Kitchen(Struct, frozen=True):
     hold: bool = False
     setgroups: bool = True
     reaper: bool = False  # a pid 1 of ours, which reaps and passes signals on
+    pooled: bool = False  # each instance takes a network namespace and groups that are there already
 
 
 def recipe(spec: Spec, kitchen: Kitchen) -> dict[str, Any]:
@@ -72,7 +73,8 @@ def recipe(spec: Spec, kitchen: Kitchen) -> dict[str, Any]:
     # The user namespace comes last: it may have no rights on the others.
     joined = sorted((one for one in linux.namespaces if one.path), key=lambda one: one.type == "user")
     joins = [(one.path, CLONE[one.type]) for one in joined]
-    new = sum(CLONE[one.type] for one in linux.namespaces if not one.path and one.type != "cgroup")
+    later = {"cgroup", "network"} if kitchen.pooled else {"cgroup"}
+    new = sum(CLONE[one.type] for one in linux.namespaces if not one.path and one.type not in later)
     every = sum({CLONE[one.type] for one in linux.namespaces})
     return {
         "namespaces": new,
@@ -80,7 +82,7 @@ def recipe(spec: Spec, kitchen: Kitchen) -> dict[str, Any]:
         "uid_map": _id_map(linux.uid_mappings),
         "gid_map": _id_map(linux.gid_mappings),
         "unified": kitchen.groups.parents["unified"] if kitchen.groups.unified else "",
-        "groups": kitchen.groups.recipe(),
+        "groups": [(parent, [] if kitchen.pooled else settings) for parent, settings in kitchen.groups.recipe()],
         "shared": list(kitchen.shared),
         "steps": list(_steps(spec, kitchen)),
         "exec_steps": list(_exec_steps(spec, kitchen, every)),
@@ -112,7 +114,7 @@ def _steps(spec: Spec, kitchen: Kitchen) -> Iterator[Step]:
     yield from _names(spec)
     if not spec.hooks.create_container:
         yield ["await_parent"]
-    if spec.linux.new("network"):
+    if spec.linux.new("network") and not kitchen.pooled:
         yield ["network"]
     if kitchen.hold:
         yield ["hold"]
@@ -124,11 +126,13 @@ def _steps(spec: Spec, kitchen: Kitchen) -> Iterator[Step]:
 
 def _began(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step]:
     """Groups, the user namespace's root, a session."""
+    if kitchen.pooled:
+        yield ["enter_network"]
     # Before the user namespace's root: to the host's files that one is a stranger.
     if spec.process.oom_score_adj is not None:
         yield ["oom_score_adj", spec.process.oom_score_adj]
     if not kitchen.groups.unified and not spec.linux.uid_mappings:
-        yield ["own_groups"]
+        yield ["join_groups" if kitchen.pooled else "own_groups"]
     if spec.linux.uid_mappings:
         yield ["await_parent"]
     if user_namespace:
@@ -412,7 +416,8 @@ def describe(fields: Mapping[str, Any]) -> list[str]:
 def said(step: Sequence[Any]) -> str:
     """One step in words: its name and its arguments."""
     name, *values = step
-    return " ".join([str(name).replace("_", " "), *(_word(value) for value in values)]).rstrip()
+    words = name if "/" in name else name.replace("_", " ")  # a path is not ours to change
+    return " ".join([words, *(_word(value) for value in values)]).rstrip()
 
 
 def _word(value: object) -> str:

@@ -42,6 +42,7 @@ from bench.images.changes import Changes, Difference, Upper
 from bench.images.oci import hex_of
 from bench.images.store import ImageStore
 from bench.linux.births import born
+from bench.linux.lines import LineHub, LineStream
 from bench.linux.netlink import delete_link
 from bench.model import Completed, Image, Leftover, RunId, token_of
 from bench.paths import state_dir
@@ -74,6 +75,7 @@ class Wanted(Struct, frozen=True):
 
 _PLAIN = Wanted()
 _REAP_EVERY = 0.2  # s
+_SAID = 1.0  # s after its end until its last words are in its log; who else holds its output may keep it
 
 
 class Runtime:
@@ -102,6 +104,7 @@ class Runtime:
             self.home = stack.enter_context(registered(self.records.top, self.run))
             stack.callback(self._remove_groups)
             stack.callback(self._launcher.close)
+            self._hub = stack.enter_context(LineHub())
             stack.callback(self._close_network)
             self._launcher.start()
             self._stack = stack.pop_all()
@@ -189,18 +192,21 @@ class Runtime:
         number = self._launcher.learn(fields)
         place = _place(record, own, root, endpoint, self._device(record))
         stack.callback(self._launcher.destroy, number, place.name)
-        process = self._launched(number, place, streams, record)
+        process = self._launcher.launch(number, place, streams=streams)
         stack.callback(process.close)
+        plain = not streams and not record.spec.process.terminal
+        output = self._logged(process, record, stack) if plain else None
         if wanted.user_network:
             stack.enter_context(rootless.user_network(process.pid))
         record = self.records.write(replace(record, pid=process.pid, born=born(process.pid) or 0))
-        return Container(self, record, number, process)
+        return Container(self, record, number, process, output)
 
-    def _launched(self, number: int, place: Placed, streams: Sequence[int], record: Record) -> LaunchedProcess:
-        if streams or record.spec.process.terminal:
-            return self._launcher.launch(number, place, streams=streams)
-        with self.records.log(record).open("ab") as file, open(os.devnull, "rb") as null:
-            return self._launcher.launch(number, place, streams=(null.fileno(), file.fileno(), file.fileno()))
+    def _logged(self, process: LaunchedProcess, record: Record, stack: ExitStack) -> LineStream:
+        """Its output comes to its log through us: the file itself, in its hands, it could open anew and empty."""
+        output = self._hub.watch(process.output, log=self.records.log(record))
+        stack.callback(output.close)
+        process.output = -1
+        return output
 
     def _outfitted(self, record: Record, image: Image | None, storage: str, root: Root | None, own: Path) -> Record:
         """With the filter, the device rules, and where its changes are."""
@@ -275,8 +281,10 @@ class Runtime:
 class Container:
     """One container of a Runtime. `kept`: its record and what it wrote outlive the Runtime."""
 
-    def __init__(self, runtime: Runtime, record: Record, number: int, process: LaunchedProcess) -> None:
-        self._runtime, self._number, self.process = runtime, number, process
+    def __init__(
+        self, runtime: Runtime, record: Record, number: int, process: LaunchedProcess, output: LineStream | None
+    ) -> None:
+        self._runtime, self._number, self.process, self._output = runtime, number, process, output
         self.record = record
         self.undo = ExitStack()
         self.kept = False
@@ -309,6 +317,8 @@ class Container:
                     return None
                 self._runtime.launcher.wait(0)  # an orphan that nobody reaps keeps a pid namespace from ending
             status = self._runtime.launcher.wait(self.process.pid)
+            if self._output is not None:
+                self._output.wait_end(_SAID)
             self._write(status="exited", exit_status=status, ended=time.time())
         return self.record.exit_status
 

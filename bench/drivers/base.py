@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from bench.model import Completed, Footprint, HostFacts, InstanceSpec, Leftover, PhaseLog, RunId, Support
 
@@ -75,4 +75,24 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Let go of connections and helpers. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class Pooling(Protocol):
+    """A driver with profiles whose instances take what was made for them beforehand.
+
+    That is there for one ramp only: other ramps must not find it, and its cost is recorded apart from launches.
+    """
+
+    def pools(self, spec: InstanceSpec) -> bool:
+        """Whether instances of this profile do."""
+        ...
+
+    def fill(self, spec: InstanceSpec, count: int) -> None:
+        """Make ready what `count` launches take. After `prepare`; may be called again with more. Raises HostError."""
+        ...
+
+    def drain(self) -> None:
+        """Remove what is ready and what was used, after the instances. Idempotent."""
         ...

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from bench.container.client import Placed
-from bench.container.groups import device_group, layout, run_group
+from bench.container.groups import Groups, device_group, layout, run_group
+from bench.container.netpool import reap_pool
 from bench.container.network import Endpoint
+from bench.container.pool import Pool, Slot
 from bench.container.recipe import OWN_ROOT, Filter, Kitchen, recipe
 from bench.container.seccomp import compile_file
 from bench.container.spec import default_seccomp, default_spec, resources_of
+from bench.container.spec_records import Spec
 from bench.container.storage import Root, Storage, open_storage
 from bench.container.storage import reap as reap_storage
 from bench.drivers.context import RunContext
@@ -22,6 +25,7 @@ from bench.drivers.launched import (
     Holdings,
     Kind,
     LaunchedInstance,
+    account,
     await_gone,
     environment,
     folder,
@@ -32,6 +36,7 @@ from bench.drivers.launched import (
 )
 from bench.drivers.network import netdevs
 from bench.drivers.process import needs_root, remove_if_empty
+from bench.errors import HostError, UsageError
 from bench.linux.capabilities import CONTAINER_DEFAULT
 from bench.linux.netlink import delete_link
 from bench.model import (
@@ -47,6 +52,9 @@ from bench.model import (
 )
 
 _WANTED = frozenset({"mnt", "uts", "ipc", "pid", "net", "cgroup"})
+POOLED = "pooled"
+"""The profile whose instances take network namespaces and groups that are there already. Its name decides, not a key of
+the scenario: no cold launch can bear it, and no pooled one another."""
 
 
 class ContainerDriver:
@@ -59,6 +67,8 @@ class ContainerDriver:
         self._stack = ExitStack()
         self._storages: dict[str, Storage] = {}
         self._kinds: dict[bytes, Kind] = {}
+        self._pool: Pool | None = None
+        self._pooled = b""  # the kind it is for
 
     def support(self, host: HostFacts) -> Support:
         if (reason := needs_root(host, "namespaces, mounts and cgroups")) is not None:
@@ -87,8 +97,31 @@ class ContainerDriver:
         self._home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._layout.prepare(run_group(spec.run))
         self._storage(spec).prepare(self._context.images, spec.image)
+        if self.pools(spec) and _settings(spec).network != "bridge":
+            raise UsageError(
+                f"container:{POOLED} without a bridge: what is pooled is a connected network namespace",
+                hint='leave container.network at "bridge", or take container:default',
+            )
         if _settings(spec).network == "bridge":
-            self._context.network.ensure()
+            self._context.network.ensure(spec.ramp)
+
+    def pools(self, spec: InstanceSpec) -> bool:
+        return spec.profile == POOLED
+
+    def fill(self, spec: InstanceSpec, count: int) -> None:
+        if self._pooled != kind_of(spec):
+            self.drain()
+        if self._pool is None:
+            self._pool, self._pooled = Pool(spec.run, self._context.network, self._groups(spec)), kind_of(spec)
+        try:
+            self._pool.fill(count)
+        except OSError as error:
+            raise HostError(f"a pool of {count}: {error}", hint="needs root, and room for as many groups") from error
+
+    def drain(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool, self._pooled = None, b""
 
     def _storage(self, spec: InstanceSpec) -> Storage:
         """The storage of the spec's profile; opened once, and open until `close`."""
@@ -97,45 +130,64 @@ class ContainerDriver:
             self._storages[name] = self._stack.enter_context(open_storage(name, self._home / f"storage-{name}"))
         return self._storages[name]
 
+    def _spec(self, spec: InstanceSpec) -> Spec:
+        who = account(self._context, spec)
+        env = [f"{name}={value}" for name, value in environment(spec, who.home).items()]
+        return default_spec(
+            spec.payload.command, root="root", env=env, cwd=spec.image.workdir, hostname="payload", user=who.user,
+            resources=resources_of(spec.limits),
+        )  # fmt: skip
+
+    def _groups(self, spec: InstanceSpec) -> Groups:
+        return self._layout.groups(run_group(spec.run), self._spec(spec).linux.resources, ruled=True)
+
     def _kind(self, spec: InstanceSpec, root: Root) -> Kind:
         """What instances of one image, payload and profile have in common, made at the first of them."""
         key = kind_of(spec)
         if key not in self._kinds:
-            wanted = default_spec(
-                spec.payload.command, root="root", env=[f"{name}={value}" for name, value in environment(spec).items()],
-                cwd=spec.image.workdir, hostname="payload", resources=resources_of(spec.limits),
-            )  # fmt: skip
-            groups = self._layout.groups(run_group(spec.run), wanted.linux.resources, ruled=True)
+            wanted, groups = self._spec(spec), self._groups(spec)
             rules = device_group(self._layout, run_group(spec.run), wanted.linux.resources, groups)
             shared = (rules,) if rules else ()
             program = Filter(str(compile_file(default_seccomp(), self._home)))
-            kitchen = Kitchen(_mounted(root), self._home, groups, shared, program)
+            kitchen = Kitchen(_mounted(root), self._home, groups, shared, program, pooled=self.pools(spec))
             self._kinds[key] = Kind(self._context.launcher.learn(recipe(wanted, kitchen)), groups)
         return self._kinds[key]
 
     @contextmanager
     def launch(self, spec: InstanceSpec, phases: PhaseLog) -> Iterator[LaunchedInstance]:
-        network = self._context.network
-        endpoint = network.allocate() if _settings(spec).network == "bridge" else None
-        try:
-            with (
-                folder(self._home / spec.id) as own,
-                self._storage(spec).root(spec.image, own) as root,
-                self._launched(spec, phases, root, _place(spec, own, root, endpoint)) as instance,
-            ):
+        with (
+            self._endpoint(spec) as (slot, endpoint),
+            folder(self._home / spec.id) as own,
+            self._storage(spec).root(spec.image, own) as root,
+        ):
+            place = _place(spec, own, root, endpoint, slot)
+            holdings = Holdings(root.own, root.shared, root.pids, slot.namespace.device if slot else None)
+            with launched(self._context, spec, phases, self._kind(spec, root), place, holdings) as instance:
                 yield instance
-        finally:
-            if endpoint is not None:
-                network.release(endpoint)
 
-    def _launched(
-        self, spec: InstanceSpec, phases: PhaseLog, root: Root, place: Placed
-    ) -> AbstractContextManager[LaunchedInstance]:
-        holdings = Holdings(root.own, root.shared, root.pids)
-        return launched(self._context, spec, phases, self._kind(spec, root), place, holdings)
+    @contextmanager
+    def _endpoint(self, spec: InstanceSpec) -> Iterator[tuple[Slot | None, Endpoint | None]]:
+        """Where it will be reached; of the pool, or its own until it ends."""
+        network = self._context.network
+        if self.pools(spec):
+            slot = self._taken(spec)
+            yield slot, slot.namespace.endpoint
+        elif _settings(spec).network == "bridge":
+            endpoint = network.allocate()
+            try:
+                yield None, endpoint
+            finally:
+                network.release(endpoint)
+        else:
+            yield None, None
+
+    def _taken(self, spec: InstanceSpec) -> Slot:
+        if self._pool is None or self._pooled != kind_of(spec):
+            raise UsageError(f"{spec.id}: no pool was filled for it")
+        return self._pool.take()
 
     def reap(self, run: RunId) -> Sequence[Leftover]:
-        found = reap_processes(run)
+        found = [*reap_processes(run), *reap_pool(run)]
         for storage in sorted(self._home.glob("storage-*")):
             found += reap_storage(storage)
         found += reap_folder(self._home)
@@ -147,6 +199,7 @@ class ContainerDriver:
         return [name for name in netdevs(run) if name.startswith(mine)]
 
     def close(self) -> None:
+        self.drain()
         self._stack.close()
         await_gone(lambda: self._netdevs(self._context.run))
         shutil.rmtree(self._home, ignore_errors=True)
@@ -161,10 +214,12 @@ def _mounted(root: Root) -> tuple[str, ...]:
     return OWN_ROOT if root.step[0] == "bind_root" else root.step
 
 
-def _place(spec: InstanceSpec, own: Path, root: Root, endpoint: Endpoint | None) -> Placed:
+def _place(spec: InstanceSpec, own: Path, root: Root, endpoint: Endpoint | None, slot: Slot | None) -> Placed:
     place = Placed(spec.id, str(own), spec.id, env={"BENCH_ADDRESS": endpoint.address if endpoint else ""})
     if root.step[0] == "bind_root":
         place = replace(place, root=root.step[1])
+    if slot is not None:
+        return replace(place, name=slot.group, network=slot.namespace.path)
     if endpoint is None:
         return place
     return replace(

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from bench.container.bundle import Account, account_of
 from bench.container.client import LaunchedProcess, Launcher, Placed
 from bench.container.groups import Groups, leftovers, members, remove_all
 from bench.container.profile import PATH
@@ -25,10 +26,16 @@ from bench.linux.netlink import delete_link
 from bench.model import Completed, Footprint, InstanceSpec, Leftover, Phase, PhaseLog, RunId
 
 
-def environment(spec: InstanceSpec) -> dict[str, str]:
+def account(context: RunContext, spec: InstanceSpec) -> Account:
+    """Who the payload is: the image's word. Root's home is the same for every driver, whatever its passwd file says."""
+    found = account_of(context.images, spec.image)
+    return found if found.user.uid else replace(found, home="/root")
+
+
+def environment(spec: InstanceSpec, home: str) -> dict[str, str]:
     """The image's environment, then the payload's. The instance's own address is added at its launch."""
     image = dict(entry.split("=", 1) for entry in spec.image.env if "=" in entry)
-    return {"PATH": PATH, "HOME": "/root", **image, **spec.payload.env}
+    return {"PATH": PATH, "HOME": home, **image, **spec.payload.env}
 
 
 class Kind(Struct, frozen=True):
@@ -39,16 +46,20 @@ class Kind(Struct, frozen=True):
 
 
 class Holdings(Struct, frozen=True):
-    """Host paths that only this instance writes, paths it shares, and host pids outside its groups that serve it."""
+    """Host paths that only this instance writes, paths it shares, and host pids outside its groups that serve it.
+
+    `netdev`: the host's side of an interface that was there before it.
+    """
 
     own: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     helpers: tuple[int, ...] = ()
+    netdev: str | None = None
 
 
 def kind_of(spec: InstanceSpec) -> bytes:
     """The same for specs that differ only in their number."""
-    return msgspec.msgpack.encode((spec.image.digest, spec.payload, spec.limits, spec.settings))
+    return msgspec.msgpack.encode((spec.image.digest, spec.payload, spec.limits, spec.settings, spec.profile))
 
 
 class LaunchedInstance:
@@ -104,7 +115,7 @@ class LaunchedInstance:
         return Footprint(
             instance=self.id, pids=(*members(list(self._groups.values())), *self._holdings.helpers),
             cgroups=self._groups, disk_own=self._holdings.own, disk_shared=self._holdings.shared,
-            netdev=self._place.device or None,
+            netdev=self._place.device or self._holdings.netdev,
         )  # fmt: skip
 
     def release(self) -> None:

@@ -8,12 +8,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from bench.container.bundle import Account
 from bench.container.client import Placed
 from bench.container.groups import Groups, layout, run_group
 from bench.container.profile import OOM_SCORE_ADJ
 from bench.container.spec import resources_of
+from bench.container.spec_records import User
 from bench.drivers.context import RunContext
-from bench.drivers.launched import Holdings, Kind, LaunchedInstance, environment, kind_of, launched, reap_processes
+from bench.drivers.launched import (
+    Holdings,
+    Kind,
+    LaunchedInstance,
+    account,
+    environment,
+    kind_of,
+    launched,
+    reap_processes,
+)
 from bench.model import HostFacts, InstanceSpec, Leftover, PhaseLog, RunId, Support, token_of
 
 
@@ -62,7 +73,8 @@ class ProcessDriver:
         key = kind_of(spec)
         if key not in self._kinds:
             groups = self._layout.groups(run_group(spec.run), resources_of(spec.limits))
-            recipe = _recipe(spec, str(self._context.images.tree(spec.image)), groups)
+            who = account(self._context, spec)
+            recipe = _recipe(spec, str(self._context.images.tree(spec.image)), groups, who)
             self._kinds[key] = Kind(self._context.launcher.learn(recipe), groups)
         return self._kinds[key]
 
@@ -87,14 +99,16 @@ def remove_if_empty(path: str) -> None:
         os.rmdir(path)
 
 
-def _recipe(spec: InstanceSpec, tree: str, groups: Groups) -> dict[str, Any]:
-    """No namespaces and no rights dropped; the steps that are left."""
-    inside = [["chroot", tree], ["working_directory", spec.image.workdir]]
+def _recipe(spec: InstanceSpec, tree: str, groups: Groups, who: Account) -> dict[str, Any]:
+    """No namespaces and no rights dropped but those that go with root; the steps that are left."""
+    inside: list[list[Any]] = [["chroot", tree], ["working_directory", spec.image.workdir]]
+    if (user := who.user) != User(0, 0):
+        inside.append(["user", user.uid, user.gid, list(user.additional_gids)])
     into, joined = ([], []) if groups.unified else ([["own_groups"]], [["join_groups"]])
     return {
         "namespaces": 0, "joins": [], "uid_map": "", "gid_map": "", "shared": [], "hooks": [], "terminal": False,
         "unified": groups.parents["unified"] if groups.unified else "", "groups": groups.recipe(), "umask": 0o022,
         "steps": [["session"], ["oom_score_adj", OOM_SCORE_ADJ], *into, *inside],
         "exec_steps": [["session"], *joined, *inside],
-        "argv": list(spec.payload.command), "env": environment(spec),
+        "argv": list(spec.payload.command), "env": environment(spec, who.home),
     }  # fmt: skip

@@ -50,6 +50,11 @@ class LineStream:
                     raise TimeoutError(mark)
         return stamp
 
+    def wait_end(self, timeout: float) -> bool:
+        """Whether the other side closed, and all of it was read, within `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.ended, timeout)
+
     def tail(self) -> str:
         """The last 4 KiB that arrived, as text."""
         with self._changed:
@@ -73,7 +78,8 @@ class LineStream:
         if self.first_byte is None:
             self.first_byte = at
         if self._log:
-            self._log.write(data)
+            with contextlib.suppress(OSError):  # a disk that is full: who speaks goes on
+                self._log.write(data)
         self._tail = (self._tail + data)[-_TAIL:]
         *lines, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[-_TAIL:]  # a payload that never ends its line must not fill our memory

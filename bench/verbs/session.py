@@ -17,12 +17,14 @@ from pathlib import Path
 
 from bench import __version__
 from bench.config import Scenario, effective_toml, payload_for
+from bench.container.bundle import account_of
 from bench.container.runtime import reap as reap_containers
+from bench.container.spec_records import User
 from bench.drivers.base import Driver
 from bench.drivers.context import RunContext
 from bench.drivers.network import RunNetwork
 from bench.drivers.registry import driver_names, make_driver
-from bench.errors import HostError, Interrupted, ResultsError
+from bench.errors import HostError, Interrupted, ResultsError, UsageError
 from bench.host import host_facts, measure_floor_costs, memory_available, reserve_bytes
 from bench.images.store import ImageStore
 from bench.linux.lines import LineHub
@@ -166,6 +168,8 @@ def _measure(
     host = measure_floor_costs(host)
     progress.doing(f"image {scenario.image}")
     image, payload = context.images.resolve(scenario.image), payload_for(scenario)
+    if "vm" in drivers:
+        require_root(account_of(context.images, image).user, image.name)
     runner = Runner(_job(request, context, drivers, progress, interrupts, image, payload, outcomes.path, host))
     runner.prepare()
     effective = {f"{name}:{profile}": dict(drivers[name].describe()) for name, profile in scenario.targets()}
@@ -195,6 +199,15 @@ def require(name: str, support: Support) -> None:
     """Raises HostError if the driver can't run here."""
     if not support.ok:
         raise HostError(f"the {name} driver can't run here: {support.reason}", hint=support.hint or None)
+
+
+def require_root(user: User, image: str) -> None:
+    """For guests, whose payload is root. Raises UsageError where it would be someone else in other drivers."""
+    if user.uid or user.gid:
+        raise UsageError(
+            f"image {image} runs as user {user.uid}:{user.gid}, and a guest's payload runs as root",
+            hint="--drivers process,container, or an image without USER",
+        )
 
 
 def require_memory(scenario: Scenario, host: HostFacts) -> None:

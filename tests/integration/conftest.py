@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.config import BUILTIN_PAYLOADS, SETTINGS
+from bench.config import BUILTIN_PAYLOADS, DEFAULT_PROFILE, SETTINGS
 from bench.container.groups import layout
 from bench.drivers.base import Driver
 from bench.drivers.context import RunContext
@@ -60,15 +60,16 @@ def _remove(state: Path) -> None:
 
 @pytest.fixture
 def make_spec(context: RunContext, tmp_path: Path) -> Callable[..., InstanceSpec]:
-    """A spec of the default image and the idle payload, with what a test changes."""
+    """A spec of the default image and the idle payload, with what a test changes. `driver` may name a profile too."""
     numbers = iter(range(1, 10_000))
 
     def make(driver: str, payload: str = "idle", settings: Settings | None = None, **changes: object) -> InstanceSpec:
+        driver, _, profile = driver.partition(":")
         memory = 256 * MIB if driver == "vm" else 64 * MIB
         spec = InstanceSpec(
             run=context.run,
             driver=driver,
-            profile="stock" if driver == "vm" else "default",
+            profile=profile or DEFAULT_PROFILE[driver],
             number=next(numbers),
             image=context.images.resolve("default"),
             payload=BUILTIN_PAYLOADS[payload],
@@ -83,10 +84,11 @@ def make_spec(context: RunContext, tmp_path: Path) -> Callable[..., InstanceSpec
 
 @pytest.fixture
 def driver_of(context: RunContext) -> Iterator[Callable[[str], Driver]]:
-    """Drivers by name; closed at the end."""
+    """Drivers by name, which may have a profile behind it; closed at the end."""
     made: dict[str, Driver] = {}
 
     def get(name: str) -> Driver:
+        name = name.partition(":")[0]
         if name not in made:
             made[name] = make_driver(name, context)
         return made[name]

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.drivers.base import Driver
+from bench.drivers.base import Driver, Pooling
 from bench.drivers.context import RunContext
 from bench.errors import CommandError, LaunchError, ReadyTimeoutError
 from bench.host import host_facts
@@ -21,9 +21,10 @@ from tests.integration.traces import traces
 DRIVERS = [
     pytest.param("process", marks=pytest.mark.root),
     pytest.param("container", marks=pytest.mark.root),
+    pytest.param("container:pooled", marks=pytest.mark.root),
     pytest.param("vm", marks=[pytest.mark.root, pytest.mark.libvirt]),
 ]
-PATIENCE = {"process": 10.0, "container": 10.0, "vm": 90.0}
+PATIENCE = {"process": 10.0, "container": 10.0, "container:pooled": 10.0, "vm": 90.0}
 
 pytestmark = pytest.mark.parametrize("name", DRIVERS)
 
@@ -36,6 +37,13 @@ def started(log: PhaseLog) -> PhaseLog:
     return log
 
 
+def prepare(driver: Driver, spec: InstanceSpec, count: int = 1) -> None:
+    """As the runner does it before a ramp of `count`."""
+    driver.prepare(spec)
+    if isinstance(driver, Pooling) and driver.pools(spec):
+        driver.fill(spec, count)
+
+
 def sh(script: str, ready: Ready) -> Payload:
     return Payload("script", ("/bin/sh", "-c", script), ready)
 
@@ -45,8 +53,8 @@ def test_the_life_of_an_instance(name: str, driver_of: Get, make_spec: Make, con
     driver = driver_of(name)
     assert driver.support(host_facts()).ok, driver.support(host_facts()).reason
     spec = make_spec(name, payload="httpd")
-    driver.prepare(spec)
-    driver.prepare(spec)  # idempotent
+    prepare(driver, spec)
+    prepare(driver, spec)  # idempotent
     assert all(isinstance(value, str) for value in driver.describe().values())
     phases = started(PhaseLog())
     with driver.launch(spec, phases) as instance:
@@ -78,7 +86,7 @@ def test_the_life_of_an_instance(name: str, driver_of: Get, make_spec: Make, con
 def test_two_live_side_by_side_and_are_told_apart(name: str, driver_of: Get, make_spec: Make) -> None:
     driver = driver_of(name)
     one, two = make_spec(name, payload="httpd"), make_spec(name, payload="httpd")
-    driver.prepare(one)
+    prepare(driver, one, 2)
     with driver.launch(one, PhaseLog()) as first, driver.launch(two, PhaseLog()) as second:
         first.wait_ready(PATIENCE[name])
         second.wait_ready(PATIENCE[name])
@@ -94,7 +102,7 @@ def test_never_ready_ends_in_time_with_its_last_words(name: str, driver_of: Get,
     driver = driver_of(name)
     spec = make_spec(name)
     spec = msgspec.structs.replace(spec, payload=sh("echo my last words; sleep 1000", Ready(line="never")))
-    driver.prepare(spec)
+    prepare(driver, spec)
     wait = 3.0 if name != "vm" else 30.0
     began = time.monotonic()
     with driver.launch(spec, PhaseLog()) as instance, pytest.raises(ReadyTimeoutError, match="my last words"):
@@ -106,7 +114,7 @@ def test_a_payload_that_ends_at_once_is_told_at_once(name: str, driver_of: Get, 
     driver = driver_of(name)
     spec = make_spec(name)
     spec = msgspec.structs.replace(spec, payload=sh("echo I go; exit 3", Ready(line="never")))
-    driver.prepare(spec)
+    prepare(driver, spec)
     began = time.monotonic()
     with driver.launch(spec, PhaseLog()) as instance, pytest.raises(LaunchError, match="I go") as caught:
         instance.wait_ready(60)
@@ -121,7 +129,7 @@ def test_readiness_by_port_and_by_http(name: str, driver_of: Get, make_spec: Mak
     for ready in (Ready(port=8080), Ready(http=HttpCheck(port=8080, path="/nosuch", status=404))):
         spec = make_spec(name)
         spec = msgspec.structs.replace(spec, payload=sh(serve, ready))
-        driver.prepare(spec)
+        prepare(driver, spec)
         phases = started(PhaseLog())
         with driver.launch(spec, phases) as instance:
             instance.wait_ready(PATIENCE[name])
@@ -135,7 +143,7 @@ def test_readiness_by_port_and_by_http(name: str, driver_of: Get, make_spec: Mak
 def test_exec_that_does_not_end_is_stopped(name: str, driver_of: Get, make_spec: Make) -> None:
     driver = driver_of(name)
     spec = make_spec(name)
-    driver.prepare(spec)
+    prepare(driver, spec)
     with driver.launch(spec, PhaseLog()) as instance:
         instance.wait_ready(PATIENCE[name])
         with pytest.raises(CommandError, match="sleep"):
@@ -146,7 +154,7 @@ def test_exec_that_does_not_end_is_stopped(name: str, driver_of: Get, make_spec:
 def test_a_program_that_is_not_there_is_named(name: str, driver_of: Get, make_spec: Make) -> None:
     driver = driver_of(name)
     spec = msgspec.structs.replace(make_spec(name), payload=Payload("none", ("/bin/nosuch",), Ready(line="never")))
-    driver.prepare(spec)
+    prepare(driver, spec)
 
     def bring_up() -> None:
         with driver.launch(spec, PhaseLog()) as instance:

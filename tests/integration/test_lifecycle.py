@@ -22,9 +22,9 @@ from bench.container.bundle import of_folder, of_image
 from bench.container.client import Launcher, Placed
 from bench.container.runtime import Container, Runtime, Wanted
 from bench.container.spec import default_spec, encode
-from bench.container.spec_records import Hook, Hooks, Spec
+from bench.container.spec_records import Hook, Hooks, Pids, Spec
 from bench.container.state import NameTaken, NotRunning, Records, UnknownContainer
-from bench.errors import CommandError, LaunchError, UsageError
+from bench.errors import CommandError, ConfigError, LaunchError, UsageError
 from bench.images.build import find_busybox
 from bench.images.store import ImageStore
 from tests.integration.by_hand import ByHand, Terminal
@@ -300,6 +300,123 @@ def test_a_failing_hook_ends_the_set_up_by_name(runtime: Runtime, tmp_path: Path
     bundle_at(folder, "/bin/true", hooks=Hooks(**failing))  # type: ignore[arg-type]
     with pytest.raises(LaunchError, match=r"hook /bin/sh.*ended with status 4"):
         runtime.create(of_folder(folder)).start()
+
+
+def test_hooks_of_what_has_happened_may_fail(
+    runtime: Runtime, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are told of, by the path as it is written, and those behind them run."""
+    folder, script = tmp_path / "bundle", tmp_path / "my_own_hook"
+    folder.mkdir()
+    script.write_text("#!/bin/sh\nexit 4\n")
+    script.chmod(0o755)
+    failing, hanging = Hook(str(script)), Hook("/bin/sleep", ("sleep", "60"), (), 1)
+    missing = Hook(str(tmp_path / "no_such_hook"))
+    hooks = Hooks(
+        poststart=(failing, missing, hook(tmp_path, "poststart")), poststop=(hanging, hook(tmp_path, "poststop"))
+    )
+    bundle_at(folder, "/bin/sh", "-c", "sleep 60", hooks=hooks)
+    made = runtime.create(of_folder(folder))
+    assert not (tmp_path / "hooks.log").exists(), "not before it runs"
+    made.start()
+    assert made.wait(0.1) is None, "it runs all the same"
+    assert [line.split()[0] for line in (tmp_path / "hooks.log").read_text().splitlines()] == ["poststart"]
+    made.delete()
+    assert (tmp_path / "hooks.log").read_text().splitlines()[-1].startswith("poststop")
+    for said in (f"hook {script}: ended with status 4", "no_such_hook", "hook /bin/sleep: took longer than 1 s"):
+        assert said in caplog.text
+
+
+def test_a_failing_hook_is_named_by_its_path_as_it_is(runtime: Runtime, tmp_path: Path) -> None:
+    folder, script = tmp_path / "bundle", tmp_path / "my_own_hook"
+    folder.mkdir()
+    script.write_text("#!/bin/sh\nexit 4\n")
+    script.chmod(0o755)
+    bundle_at(folder, "/bin/true", hooks=Hooks(create_runtime=(Hook(str(script)),)))
+    with pytest.raises(LaunchError, match="/my_own_hook"):
+        runtime.create(of_folder(folder))
+
+
+# --- where its groups are ----------------------------------------------------------------------------------------
+
+
+def _groups_of(pid: int) -> list[str]:
+    lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    return [path for _, name, path in lines if "bench-" in path and name != "devices"]  # which many share, on v1
+
+
+def test_groups_go_where_the_spec_wants_them_below_our_own(runtime: Runtime, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    spec = bundle_at(folder, "/bin/sleep", "60")
+    linux = replace(spec.linux, cgroups_path="my_team/web", resources=replace(spec.linux.resources, pids=Pids(17)))
+    (folder / "config.json").write_bytes(encode(replace(spec, linux=linux)))
+    made, other = runtime.create(of_folder(folder)), runtime.create(of_folder(folder))
+    made.start()
+    found = _groups_of(made.pid)
+    token = made.record.run[-6:]
+    assert found
+    assert all(path.startswith(f"/bench-{token}/my_team/web") for path in found)
+    assert all(path.endswith(f"/{made.record.id}") for path in found), "each has its own, though they share the path"
+    assert made.stats().pids is not None
+    limits = [path for path in Path("/sys/fs/cgroup").glob(f"**/my_team/web/**/{made.record.id}/pids.max")]
+    assert [path.read_text().strip() for path in limits] == ["17"]
+    assert not set(found) & set(_groups_of(other.pid))
+    made.delete()
+    assert not [path for path in limits if path.exists()]
+    assert _groups_of(other.pid), "what they share stays"
+    other.delete()
+
+
+@pytest.mark.parametrize("path", ["/elsewhere", "../elsewhere", "a/../../elsewhere"])
+def test_groups_do_not_go_out_of_our_own(runtime: Runtime, tmp_path: Path, path: str) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    spec = bundle_at(folder, "/bin/true")
+    (folder / "config.json").write_bytes(encode(replace(spec, linux=replace(spec.linux, cgroups_path=path))))
+    with pytest.raises(ConfigError, match="cgroupsPath"):
+        runtime.create(of_folder(folder))
+
+
+# --- what it says ------------------------------------------------------------------------------------------------
+
+ATTACK = """echo before
+for way in 'echo -n "" > /proc/self/fd/1' 'truncate -s 0 /proc/self/fd/1' 'chmod 4777 /proc/self/fd/1' \
+    'echo over 1<> /proc/self/fd/1' 'dd if=/dev/zero of=/proc/self/fd/1 bs=1 count=0 seek=0'; do
+    eval "$way" 2> /dev/null
+done
+echo after
+"""
+
+
+def test_what_was_said_cannot_be_unsaid(runtime: Runtime, tmp_path: Path) -> None:
+    """The log is not in the container's hands; the control is one that was given a file."""
+    made = box(runtime, "sh", "-c", ATTACK)
+    log = runtime.records.log(made.record)
+    made.start()
+    assert made.wait(10) == 0
+    assert made.logs().splitlines()[0] == b"before"
+    assert made.logs().splitlines()[-1] == b"after"
+    assert log.stat().st_mode & 0o7000 == 0
+    made.delete()
+    given = tmp_path / "given"
+    with given.open("ab") as file, open(os.devnull, "rb") as null:
+        bundle = of_image(runtime.images, "default", Options(argv=("sh", "-c", ATTACK)))
+        control = runtime.create(bundle, streams=(null.fileno(), file.fileno(), file.fileno()))
+        control.start()
+        control.wait(10)
+        control.delete()
+    assert b"before" not in given.read_bytes()
+    assert given.stat().st_mode & 0o4000
+
+
+def test_much_output_and_last_words_are_all_in_the_log(runtime: Runtime) -> None:
+    made = box(runtime, "sh", "-c", "dd if=/dev/zero bs=64k count=64 2>/dev/null; echo; echo the end")
+    made.start()
+    assert made.wait(20) == 0
+    assert len(made.logs()) == (4 << 20) + len("\nthe end\n")
+    assert made.logs().endswith(b"\nthe end\n")
+    made.delete()
 
 
 # --- run ---------------------------------------------------------------------------------------------------------

@@ -419,8 +419,11 @@ def test_runs_at_the_same_time_get_different_subnets(lab: Lab, run: RunId) -> No
 
 
 def test_pooled_namespaces_are_ready_to_use(lab: Lab, run: RunId) -> None:
-    with network_of(run) as network, NamespacePool(run, 3, network) as pool:
-        taken = [pool.take() for _ in range(3)]
+    with network_of(run) as network, NamespacePool(run, network) as pool:
+        pool.fill(2)
+        taken = [pool.take()]
+        pool.fill(2)
+        taken += [pool.take() for _ in range(2)]
         with pytest.raises(HostError, match="all 3 pooled"):
             pool.take()
         assert len({one.endpoint.address for one in taken}) == len({one.device for one in taken}) == 3
@@ -430,9 +433,11 @@ def test_pooled_namespaces_are_ready_to_use(lab: Lab, run: RunId) -> None:
             assert asked(first, second, there) == taken[0].endpoint.address
             with within(first):
                 assert [name for _, name in socket.if_nameindex()] == ["lo", "eth0"]
-        pool.drop(taken[2])
-        assert taken[2].device not in netdevs(run)
+        pool.close()
+        assert netdevs(run) == []
         assert not os.path.exists(taken[2].path)
+        pool.fill(1)
+        assert pool.take().path, "it can be filled again"
 
 
 @contextmanager
@@ -448,8 +453,8 @@ def test_a_pool_that_cannot_be_made_leaves_nothing(lab: Lab, run: RunId) -> None
     with network_of(run) as network:
         network.ensure()
         lab.instance(network.allocate(), f"bn{run[-6:]}n1")  # the name of the pool's second
-        with pytest.raises(HostError, match="File exists"), NamespacePool(run, 3, network):
-            pass
+        with NamespacePool(run, network) as pool, pytest.raises(HostError, match="File exists"):
+            pool.fill(3)
         assert netdevs(run) == [], "it is the pool's name, so it went as well"
 
 
@@ -484,7 +489,7 @@ def _owner(run: RunId) -> Iterator[subprocess.Popen[bytes]]:
     """A process with a pool of two."""
     code = (
         "import time; from bench.drivers.network import RunNetwork; from bench.container.netpool import NamespacePool\n"
-        f"with NamespacePool({run!r}, 2, RunNetwork({run!r})): print(1, flush=True); time.sleep(60)"
+        f"with NamespacePool({run!r}, RunNetwork({run!r})) as pool: pool.fill(2); print(1, flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     with owner:

@@ -151,6 +151,7 @@ def await_launches(results: Path, number: int, timeout: float = 120) -> RunId:
 
 CUT = [
     pytest.param("process,container", 20, id="containers"),
+    pytest.param("container:pooled", 5, id="pooled"),
     pytest.param("vm", 2, id="guests", marks=pytest.mark.libvirt),
 ]
 

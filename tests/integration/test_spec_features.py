@@ -497,3 +497,15 @@ def test_every_field_of_a_spec_is_exercised() -> None:
     for record in (Spec, Process, Linux, Resources, Hooks):
         for name in record.__struct_fields__:
             assert name in text or name in elsewhere, f"{record.__name__}.{name}"
+
+
+@pytest.mark.parametrize("changes", [{}, {"no_new_privileges": True}], ids=str)
+def test_a_set_up_that_its_own_filter_kills_is_told_from_a_payload_that_dies(
+    boxes: Boxes, changes: dict[str, Any]
+) -> None:
+    call = "execve" if changes else "capset"
+    killing = rules((call, {}), action="SCMP_ACT_KILL_PROCESS")
+    with pytest.raises(LaunchError, match="killed by signal 31 before it was the payload: its seccomp filter"):
+        boxes.run(sh("true", seccomp=killing, **changes))
+    late = rules(("getppid", {}), action="SCMP_ACT_KILL_PROCESS")
+    assert boxes.run(probe("call", 110, seccomp=late, **changes)).status == 128 + 31, "control: it was started"

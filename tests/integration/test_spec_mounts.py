@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from bench.container.groups import layout
 from bench.container.spec import default_mounts
 from bench.container.spec_records import Mount, Root, Spec
 from bench.errors import ConfigError, LaunchError
@@ -225,24 +226,26 @@ def test_a_tmpfs_holds_no_more_than_its_size(boxes: Boxes) -> None:
 
 
 CGROUPS = Mount("/sys/fs/cgroup", "cgroup", "cgroup", ("nosuid", "noexec", "nodev", "ro"))
+GROUPS = [f"/sys/fs/cgroup/{name}" for name in ("memory", "pids")] if layout().v1 else ["/sys/fs/cgroup"]
 
 
 def test_the_cgroup_mount_shows_its_own_groups_as_roots(boxes: Boxes) -> None:
     told = boxes.run(
         with_mounts(
-            "cat /proc/self/mounts /proc/1/cgroup; find /sys/fs/cgroup -name 'b*'; echo > /sys/fs/cgroup/pids/tasks",
+            "cat /proc/self/mounts /proc/1/cgroup; find /sys/fs/cgroup -name 'b*'; "
+            f"echo > {GROUPS[-1]}/cgroup.procs",
             CGROUPS,
         )
     )
-    assert {"/sys/fs/cgroup/memory", "/sys/fs/cgroup/pids"} <= mounts_of(told.output).keys()
+    assert set(GROUPS) <= mounts_of(told.output).keys()
     assert "bench-" not in told.output
     assert "Read-only" in told.output
 
 
 def test_a_cgroup_mount_without_its_namespace_shows_its_own_groups_too(boxes: Boxes) -> None:
-    script = """
-    cat /sys/fs/cgroup/memory/cgroup.procs; find /sys/fs/cgroup -name 'bench*' -o -name release_agent
-    echo > /sys/fs/cgroup/pids/pids.max
+    script = f"""
+    cat {GROUPS[0]}/cgroup.procs; find /sys/fs/cgroup -name 'bench*' -o -name release_agent
+    echo > {GROUPS[-1]}/pids.max
     """
     told = boxes.run(with_mounts(script, CGROUPS, namespaces=namespaces("mount", "network", "uts", "pid", "ipc")))
     assert told.lines[0] == "1"

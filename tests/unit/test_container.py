@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from bench.container.client import explain
-from bench.container.groups import CgroupLayout, cpu_weight
+from bench.container.groups import CgroupLayout
+from bench.container.limits import cpu_weight
 from bench.container.spec import resources_of
 from bench.container.spec_records import BlockIO, Cpu, Memory, Resources
 from bench.drivers.network import PREFIX, free_subnet
 from bench.drivers.process import loopback_address, needs_root
 from bench.errors import HostError, Interrupted
+from bench.linux import cgroups
 from bench.model import MIB, InstanceSpec, Limits, RunId
 from bench.verbs.interrupts import Interrupts
 from tests.unit import hosts
@@ -78,6 +82,34 @@ def test_no_hierarchy_is_said() -> None:
 def test_a_limit_without_its_controller_is_refused(resources: Resources, said: str) -> None:
     with pytest.raises(HostError, match=said):
         CgroupLayout({"memory": f"{V1}/memory"}, None).groups("p", resources)
+
+
+def test_a_limit_whose_controller_v2_s_root_has_not_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    layout = CgroupLayout({}, str(tmp_path))
+    assert layout.groups("p", resources_of(LIMITS)).unified
+    with pytest.raises(HostError, match=r"no cpuset controller .* so cpuset\.cpus can't be set"):
+        layout.groups("p", Resources(cpu=Cpu(cpus="0")))
+
+
+def test_v2_groups_on_the_way_hand_their_controllers_down(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "bench-abc123"):
+        folder.mkdir(exist_ok=True)
+        (folder / "cgroup.controllers").write_text("cpu memory pids rdma\n")
+        (folder / "cgroup.subtree_control").touch()
+    CgroupLayout({}, str(tmp_path)).prepare("bench-abc123")
+    for folder in (tmp_path, tmp_path / "bench-abc123"):
+        assert "+pids" in (folder / "cgroup.subtree_control").read_text()
+
+
+def test_v2_s_root_with_processes_in_it_is_no_place_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(path: str, value: str) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), f"{path} <- {value}")
+
+    monkeypatch.setattr(cgroups, "write", busy)
+    (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
+    with pytest.raises(HostError, match="can't hand the memory controller down: processes are in it"):
+        CgroupLayout({}, str(tmp_path)).prepare("bench-abc123")
 
 
 def test_swappiness_of_a_group_is_refused_on_v2() -> None:

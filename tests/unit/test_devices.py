@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.container.groups import CgroupLayout, refuse_idle
+from bench.container.groups import CgroupLayout
+from bench.container.limits import refuse_idle
 from bench.container.spec_records import BlockIO, DeviceRule, Memory, Resources
 from bench.errors import HostError
 from bench.linux.devices import Rule, compile_rules, v1_lines

@@ -9,10 +9,11 @@ import pytest
 from msgspec.structs import replace
 
 from bench.container.groups import Groups
-from bench.container.recipe import Filter, Kitchen, describe, recipe
+from bench.container.recipe import Filter, Kitchen, describe, recipe, said
 from bench.container.spec import default_spec
 from bench.container.spec_records import IdMapping, Mount, Namespace, Process, Spec, User
 from bench.errors import ConfigError
+from bench.linux.syscalls import CLONE_NEWNET
 
 GROUPS = Groups({"memory": "/c/memory/p"}, {"memory": [("memory.limit_in_bytes", "1")]}, False)
 KITCHEN = Kitchen(("overlay_root", "/l2:/l1", ""), Path("/bundle"), GROUPS, ("/c/devices/p/rules",), Filter("/f"))
@@ -108,3 +109,20 @@ def test_the_set_up_can_be_read() -> None:
     assert "cgroup: /c/memory/p/NAME memory.limit_in_bytes=1" in lines
     assert "mask /proc/kcore" in lines
     assert lines[-1] == "exec: /bin/sh -c true"
+
+
+def test_what_is_pooled_is_entered_and_not_made() -> None:
+    kitchen = replace(KITCHEN, pooled=True)
+    made, cold = recipe(SPEC, kitchen), recipe(SPEC, KITCHEN)
+    assert cold["namespaces"] - made["namespaces"] == CLONE_NEWNET
+    found = names(kitchen=kitchen)
+    assert found[0] == "enter_network", "sysfs is that of the namespace it is mounted in"
+    assert {"own_groups", "network"} & set(found) == set()
+    assert in_order(found, "enter_network", "join_groups", "unshare", "filesystem")
+    assert made["groups"] == [("/c/memory/p", [])], "their limits are set"
+    assert {"own_groups", "network"} <= set(names())
+
+
+def test_a_path_is_said_as_it_is() -> None:
+    assert said(["hook /opt/my_hook", {"path": "/a_b"}]) == "hook /opt/my_hook /a_b"
+    assert said(["own_null"]) == "own null"

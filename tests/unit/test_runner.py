@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.errors import Interrupted
-from bench.model import LaunchRecord, Outcome, StepRecord, TeardownRecord, TrialRecord
+from bench.errors import HostError, Interrupted
+from bench.model import (
+    Footprint,
+    InstanceSpec,
+    LaunchRecord,
+    Outcome,
+    Reading,
+    StepRecord,
+    TeardownRecord,
+    TrialRecord,
+)
 from bench.runner import Runner
+from bench.samplers.base import Sampler
 from tests import fakes
 
 
@@ -133,3 +144,72 @@ def test_rounds_interleave_and_numbers_never_repeat(run: Run, recorder: fakes.Re
     assert [trial.trial for trial in trials] == [f"r{number}-container:default" for number in (1, 2, 3)]
     names = [one.instance for one in recorder.of(LaunchRecord)]
     assert len(names) == len(set(names)) == 15
+
+
+class PooledDriver(fakes.FakeDriver):
+    """Its instances take from a pool, which has room for `room`."""
+
+    room = 1000
+
+    def pools(self, spec: InstanceSpec) -> bool:
+        return spec.profile == "pooled"
+
+    def fill(self, spec: InstanceSpec, count: int) -> None:
+        self.events.append(f"fill {count}")
+        if count > self.room:
+            raise HostError("no room")
+
+    def drain(self) -> None:
+        self.events.append("drain")
+
+
+class FreeMemory:
+    """A sampler of a host that loses `loss` bytes with each look at it."""
+
+    name, loss = "free", 3000
+
+    def __init__(self) -> None:
+        self.left = 1 << 20
+
+    def read(self, footprints: Sequence[Footprint]) -> Sequence[Reading]:
+        self.left -= self.loss
+        free = Reading("host.memory.available", self.left, "bytes")
+        return [free, Reading("host.memory.pcp", 7, "bytes"), Reading("harness.memory.pss", 0, "bytes")]
+
+
+def pooled(tmp_path: Path, driver: PooledDriver, samplers: Sequence[Sampler], drivers: str) -> list[TrialRecord]:
+    recorder, done = fakes.Recorder(driver), list[TrialRecord]()
+    job = fakes.job(driver, recorder, fakes.scenario(tmp_path, drivers=drivers, count__default=2))
+    runner = Runner(replace(job, samplers=samplers))
+    runner.prepare()
+    driver.events.clear()
+    runner.run(recorder, done)
+    return done
+
+
+def test_a_pool_is_there_for_its_own_ramp_and_its_cost_is_recorded_apart(tmp_path: Path) -> None:
+    driver = PooledDriver()
+    trials = pooled(tmp_path, driver, [FreeMemory()], "['container:pooled', 'container']")
+    by_profile = {trial.profile: {one.metric: one.value for one in trial.readings} for trial in trials}
+    assert by_profile["default"] == {}, "a cold launch knows of no pool"
+    assert set(by_profile["pooled"]) == {"pool.size", "pool.fill", "pool.memory"}
+    assert (by_profile["pooled"]["pool.size"], by_profile["pooled"]["pool.memory"]) == (3, 1000)
+    fill = driver.events.index("fill 3")
+    assert driver.events.count("fill 3") == 1, "two and a warm-up; and none for cold launches"
+    rest = driver.events[fill:]
+    assert rest[1].startswith("launch")
+    ended = [event for event in rest[: rest.index("drain")] if event.startswith("remove")]
+    assert len(ended) == 3, "not before its instances are gone"
+
+
+def test_a_pool_whose_memory_nobody_measured_has_no_figure_for_it(tmp_path: Path) -> None:
+    (trial,) = pooled(tmp_path, PooledDriver(), [], "['container:pooled']")
+    assert {one.metric for one in trial.readings} == {"pool.size", "pool.fill"}
+
+
+def test_a_pool_that_cannot_be_filled_fails_the_ramp(tmp_path: Path) -> None:
+    driver = PooledDriver()
+    driver.room = 2
+    (trial,) = pooled(tmp_path, driver, [], "['container:pooled']")
+    assert (trial.outcome, trial.limiter, trial.evidence, trial.alive) == (Outcome.FAILED, "pool", "no room", 0)
+    assert driver.events == ["fill 3", "drain", "sync"]
