@@ -553,10 +553,11 @@ def test_bad_input_is_named_and_starts_nothing(bench: ByHand, state: Path, words
 
 
 def test_a_detached_one_lives_on_and_is_followed(bench: ByHand) -> None:
-    script = "echo one; sleep 0.7; echo two >&2; exit 5"
+    script = "echo one; until test -e /go; do sleep 0.1; done; sleep 1; echo two >&2; exit 5"
     assert bench("run", "-d", "--name", "d", "default", "sh", "-c", script).stdout == "d\n"
     assert bench.ps()["d"]["status"] == "running"
     assert bench("logs", "d").stdout == "one\n"
+    bench("exec", "d", "touch", "/go")
     assert bench("logs", "-f", "d").stdout == "one\ntwo\n"
     assert bench.ps()["d"]["exit_status"] == 5
     bench("rm", "d")
