@@ -150,8 +150,7 @@ class Launcher:
         with self._lock:
             if self._link is None:
                 raise LaunchError("the launcher is not running", hint="this is a fault of bench; please report it")
-            messages.send(self._link, message, streams)
-            answer, got = messages.receive(self._link, fds)
+            answer, got = _exchange(self._link, message, streams, fds)
         if answer is None:
             raise LaunchError("the launcher died", hint="look for its traceback above, or for an OOM kill in dmesg")
         if "failed" in answer:
@@ -220,6 +219,15 @@ class Launcher:
         Raises LaunchError naming a group that stays busy.
         """
         self._ask({"do": "destroy", "recipe": recipe, "name": name, "pid": pid})
+
+
+def _exchange(link: socket.socket, message: bytes, streams: Sequence[int], fds: int) -> tuple[Any, list[int]]:
+    """The answer with up to `fds` descriptors; None if nobody is there any more."""
+    try:
+        messages.send(link, message, streams)
+        return messages.receive(link, fds)
+    except (BrokenPipeError, ConnectionResetError):
+        return None, []
 
 
 def _fields(place: Placed) -> dict[str, Any]:

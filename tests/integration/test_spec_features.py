@@ -509,3 +509,13 @@ def test_a_set_up_that_its_own_filter_kills_is_told_from_a_payload_that_dies(
         boxes.run(sh("true", seccomp=killing, **changes))
     late = rules(("getppid", {}), action="SCMP_ACT_KILL_PROCESS")
     assert boxes.run(probe("call", 110, seccomp=late, **changes)).status == 128 + 31, "control: it was started"
+
+
+def test_a_child_that_is_killed_while_it_borrows_takes_the_launcher_along_and_all_it_launched() -> None:
+    """What `container.borrow` keeps from happening: here it is made to."""
+    killing = rules(("capset", {}), action="SCMP_ACT_KILL_PROCESS")
+    died = pytest.raises(LaunchError, match="the launcher died")
+    with Boxes.open() as mine, died, mine.running(sh("sleep 100")) as other:
+        mine.run(sh("true", seccomp=killing), tamper=lambda fields: fields.update(borrows=True))
+    stat = Path(f"/proc/{other.pid}/stat")
+    assert not stat.exists() or ") Z " in stat.read_text(), "a zombie is for whoever adopted it to reap"
