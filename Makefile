@@ -3,8 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv/bin
 REQUIRE ?= root,libvirt
+RIG_DRIVERS ?= process,container,vm
 
-.PHONY: help setup density test test-full unit integration lint images bench-cli bench-runtime bench-runtime-scale lock clean
+.PHONY: bench-analysis help setup density test test-full test-rig unit integration lint images bench-cli bench-runtime bench-runtime-scale bench-vm kernel lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -32,13 +33,20 @@ unit: setup ## tests without root, KVM and network, under 30 s
 
 integration: setup-test ## real containers and real guests; what is missing skips, or fails with REQUIRE=root,libvirt
 	@$(VENV)/bench image build
+	@$(VENV)/bench kernel build
 	$(VENV)/pytest tests/integration -m "not slow" --require=$(REQUIRE)
 
 test: setup-test lint unit integration ## set-up, lint, types, import rules, unit and integration tests
 
 test-full: setup-test lint unit ## `make test` and the slow ones
 	@$(VENV)/bench image build
+	@$(VENV)/bench kernel build
 	$(VENV)/pytest tests/integration --require=$(REQUIRE)
+
+test-rig: ## kvm guests and pure cgroup v2, proved in a guest inside this host (as root; see docs/testing.md)
+	@tools/setup.sh --rig
+	@$(VENV)/bench image build
+	@$(VENV)/python -m tools.rig --drivers $(RIG_DRIVERS)
 
 bench-runtime: ## bounds: a container launch beside its floor in C, bwrap, crun, runc, lxc and docker (as root)
 	@tools/setup.sh --benchmarks
@@ -46,6 +54,17 @@ bench-runtime: ## bounds: a container launch beside its floor in C, bwrap, crun,
 
 bench-runtime-scale: setup ## bounds: 10,000 containers beside 10,000 of the floor in C (as root; about half an hour, 24 GiB)
 	@$(VENV)/python -m benchmarks.scale
+
+kernel: ## build the small kernel of vm:micro and vm:clone (some minutes, once)
+	@tools/setup.sh --kernel
+	@$(VENV)/bench kernel build
+
+bench-vm: kernel ## bounds: the VM profiles' start-up and memory, beside QEMU by hand and each other (as root)
+	@$(VENV)/bench image build
+	@$(VENV)/python -m benchmarks.vm
+
+bench-analysis: setup ## bounds: show, report and their page on a run with 1,000,000 readings
+	@$(VENV)/python -m benchmarks.analysis
 
 bench-cli: setup ## bound: `bench --help` costs at most 5 x an empty Python
 	@$(VENV)/python -m benchmarks.cli

@@ -8,14 +8,16 @@ cd "$(dirname "$0")/.."
 #   python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev   libvirt-python has no wheel, it is compiled
 #   qemu-system-x86 qemu-utils ipxe-qemu                            the hypervisor; ipxe-qemu: the stock NIC's ROM
 #   libvirt-daemon libvirt-daemon-driver-qemu                       the QEMU driver that qemu:///embed loads
-#   busybox-static e2fsprogs kmod                                   the default image, guest disks, guest modules
+#   busybox-static e2fsprogs erofs-utils kmod                       the default image, guest disks, guest modules
 #   skopeo ca-certificates                                          images by reference
 #   libseccomp2                                                     compiles the containers' filter
 packages=(
     python3 python3-venv python3-dev gcc libc6-dev pkg-config libvirt-dev
     qemu-system-x86 qemu-utils ipxe-qemu libvirt-daemon libvirt-daemon-driver-qemu
-    busybox-static e2fsprogs kmod skopeo ca-certificates libseccomp2
+    busybox-static e2fsprogs erofs-utils kmod skopeo ca-certificates libseccomp2
 )
+# What `bench kernel build` makes the kernel of vm:micro and vm:clone of.
+kernel_packages=(linux-source gcc make flex bison bc libelf-dev xz-utils binutils)
 # What only the tests use: a server of Debian's that is not ours, packed into an image and run in every driver; engines
 # and a registry to compare with; what the optional storages (btrfs, reflink, fuse-overlayfs), port publishing and
 # rootless containers (uidmap, passt) need.
@@ -25,9 +27,13 @@ test_packages=(
 )
 # What `make bench-runtime` races against.
 benchmark_packages=(bubblewrap crun runc lxc docker.io iproute2)
+# What `make test-rig` builds its outer guest with.
+rig_packages=(mmdebstrap debian-archive-keyring)
 case "${1:-}" in
-    --test) packages+=("${test_packages[@]}") ;;
+    --test) packages+=("${test_packages[@]}" "${kernel_packages[@]}") ;;
+    --kernel) packages+=("${kernel_packages[@]}") ;;
     --benchmarks) packages+=("${benchmark_packages[@]}") ;;
+    --rig) packages+=("${rig_packages[@]}") ;;
 esac
 
 die() { printf 'setup: %s\n' "$1" >&2; exit 3; }

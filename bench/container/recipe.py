@@ -180,6 +180,8 @@ def _mounts(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step
         yield ["drop_old_root"]
     yield from _placed(spec, kitchen, bound)
     yield from (["symlink", source, path] for source, path in _LINKS)
+    if os.path.exists("/proc/kcore"):  # as runc; what it leads to is masked
+        yield ["symlink", "/proc/kcore", "/dev/core"]
     if spec.process.terminal:
         yield _terminal(spec.process)
     yield from _hidden(spec)

@@ -139,7 +139,10 @@ class ContainerDriver:
         )  # fmt: skip
 
     def _groups(self, spec: InstanceSpec) -> Groups:
-        return self._layout.groups(run_group(spec.run), self._spec(spec).linux.resources, ruled=True)
+        wanted = self._spec(spec).linux.resources
+        groups = self._layout.groups(run_group(spec.run), wanted, ruled=True)
+        device_group(self._layout, run_group(spec.run), wanted, groups)  # on v2 it hands down what a pool's groups need
+        return groups
 
     def _kind(self, spec: InstanceSpec, root: Root) -> Kind:
         """What instances of one image, payload and profile have in common, made at the first of them."""
