@@ -64,6 +64,7 @@ def host_facts(root: Path = Path("/")) -> HostFacts:
         thp=_bracketed(procfs.read(root / "sys/kernel/mm/transparent_hugepage/enabled")),
         ksm=_ksm(root),
         governor=procfs.read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        turbo=_turbo(root),
         clocksource=procfs.read(root / "sys/devices/system/clocksource/clocksource0/current_clocksource"),
         load1=_load(root),
         qemu_version=_version("qemu-system-x86_64"),
@@ -171,6 +172,15 @@ def _bracketed(text: str | None) -> str | None:
 def _ksm(root: Path) -> bool | None:
     value = procfs.number(root / "sys/kernel/mm/ksm/run")
     return None if value is None else value == 1
+
+
+def _turbo(root: Path) -> bool | None:
+    """Whether the CPU may clock above its nominal frequency."""
+    cpu = root / "sys/devices/system/cpu"
+    if (refused := procfs.number(cpu / "intel_pstate/no_turbo")) is not None:
+        return refused == 0
+    boost = procfs.number(cpu / "cpufreq/boost")
+    return None if boost is None else boost == 1
 
 
 def _load(root: Path) -> float:

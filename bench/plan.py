@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -49,12 +50,15 @@ class Plan(Struct, frozen=True):
         return tuple(trial.id for trial in self.trials)
 
 
-def make_plan(scenario: Scenario, seed: int) -> Plan:
-    """Every round is one pass over all drivers, shuffled by `seed`. Raises ConfigError for more launches than names."""
+def make_plan(scenario: Scenario, seed: int, targets: Sequence[tuple[str, str]] = ()) -> Plan:
+    """Every round is one pass over all drivers, shuffled by `seed`. Raises ConfigError for more launches than names.
+
+    `targets`: (driver, profile) instead of the scenario's, for drivers that no scenario can name.
+    """
     shuffler = random.Random(seed)
     trials: list[Trial] = []
     for number in range(1, scenario.rounds + 1):
-        order = list(scenario.targets())
+        order = list(targets or scenario.targets())
         shuffler.shuffle(order)
         trials += [_ramp(scenario, number, driver, profile) for driver, profile in order]
     plan = Plan(seed, tuple(trials))

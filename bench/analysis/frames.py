@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from msgspec import Struct
 
@@ -34,7 +35,7 @@ class Frames(Struct, frozen=True):
 
     launches: instance, alive, outcome, error, cpu and a column per phase; teardowns: stopped, removed; both without
     warm-ups. steps: n and a column per metric, readings with labels of their own left out. trials: outcome, alive,
-    asked, limiter, evidence, accelerator, seconds.
+    asked, limiter, evidence, accelerator, seconds, and those of POOL.
     """
 
     series: tuple[Series, ...]
@@ -45,6 +46,8 @@ class Frames(Struct, frozen=True):
 
 
 STARTUP = (Phase.CREATED, Phase.STARTED, Phase.KERNEL, Phase.INIT, Phase.READY, Phase.REPLY)
+POOL = ("pool.size", "pool.fill", "pool.memory")
+"""Readings of a ramp whose instances took what was made beforehand."""
 _LABELS = ("series", "trial", "round")
 
 
@@ -53,15 +56,17 @@ def frames(data: RunData) -> Frames:
     records = data.records
     launches = (_launch(r) for r in records if isinstance(r, LaunchRecord) and not r.warmup)
     teardowns = (_teardown(r) for r in records if isinstance(r, TeardownRecord) and not r.warmup and r.error is None)
-    steps = [_step(r) for r in records if isinstance(r, StepRecord)]
-    measured = dict.fromkeys(name for step in steps for name in step if name not in (*_LABELS, "n"))
+    steps = (_step(r) for r in records if isinstance(r, StepRecord))
+    measured = dict.fromkeys(
+        one.metric for r in records if isinstance(r, StepRecord) for one in r.readings if not one.labels
+    )
     trials = (_trial(r) for r in records if isinstance(r, TrialRecord))
     return Frames(
         _series(data),
         _table(launches, ("instance", "alive", "outcome", "error", "cpu", *STARTUP)),
         _table(teardowns, ("stopped", "removed")),
         _table(steps, ("n", *measured)),
-        _table(trials, ("outcome", "alive", "asked", "limiter", "evidence", "accelerator", "seconds")),
+        _table(trials, ("outcome", "alive", "asked", "limiter", "evidence", "accelerator", "seconds", *POOL)),
     )
 
 
@@ -79,7 +84,12 @@ def _series(data: RunData) -> tuple[Series, ...]:
 
 
 def _table(rows: Iterable[Mapping[str, object]], columns: tuple[str, ...]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows), columns=[*_LABELS, *(str(column) for column in columns)])
+    names = [*_LABELS, *(str(column) for column in columns)]
+    values: dict[str, list[object]] = {name: [] for name in names}
+    for row in rows:  # one at a time: a million of them at once take a gigabyte
+        for name, column in values.items():
+            column.append(row.get(name, np.nan))
+    return pd.DataFrame(values, columns=names)
 
 
 def _labels(record: LaunchRecord | StepRecord | TeardownRecord | TrialRecord) -> dict[str, object]:
@@ -123,4 +133,5 @@ def _trial(record: TrialRecord) -> dict[str, object]:
         "evidence": record.evidence,
         "accelerator": record.accelerator,
         "seconds": record.launching_ns / 1e9,
+        **{one.metric: one.value for one in record.readings if one.metric in POOL},
     }

@@ -45,16 +45,16 @@ class Ratio(Struct, frozen=True):
     times: Estimate
 
 
-def headline(summary: Summary, data: RunData) -> list[HeadlineRow]:
-    """One row a driver and profile, in the order of the run."""
-    tables = frames(data)
+def headline(summary: Summary, data: RunData, tables: Frames | None = None) -> list[HeadlineRow]:
+    """One row a driver and profile, in the order of the run. `tables`: the frames of `data`, if made before."""
+    tables = tables or frames(data)
     found = by_series(summary)
     return [_row(series, found.get(series, {}), tables, summary.accelerator) for series in tables.series]
 
 
-def ratios(data: RunData, metrics: tuple[str, ...]) -> list[Ratio]:
+def ratios(data: RunData, metrics: tuple[str, ...], tables: Frames | None = None) -> list[Ratio]:
     """Every later driver against the reference: the first container, else the run's first driver."""
-    tables = frames(data)
+    tables = tables or frames(data)
     reference = _reference(tables.series)
     others = [series for series in tables.series if series != reference]
     if reference is None:
@@ -73,7 +73,7 @@ def per_gib(memory: Estimate | None) -> Estimate | None:
         return None
     low = GIB / memory.high if memory.high is not None else None
     high = GIB / memory.low if memory.low is not None else None
-    return Estimate(GIB / memory.value, low, high, memory.n)
+    return Estimate(GIB / memory.value, low, high, memory.n, memory.method)
 
 
 def by_series(summary: Summary) -> dict[Series, dict[str, Estimate]]:
@@ -81,7 +81,7 @@ def by_series(summary: Summary) -> dict[Series, dict[str, Estimate]]:
     found: dict[Series, dict[str, Estimate]] = {}
     for row in summary.summary:
         series = Series(row.driver, row.profile, row.payload)
-        found.setdefault(series, {})[row.metric] = Estimate(row.median, row.low, row.high, row.n)
+        found.setdefault(series, {})[row.metric] = Estimate(row.median, row.low, row.high, row.n, row.method)
     return found
 
 

@@ -13,20 +13,25 @@ from msgspec import Struct
 
 from bench.analysis.frames import Frames, Series, frames
 from bench.analysis.headline import COUNT, accelerator_mark, by_series, startup_metric
-from bench.analysis.resampling import LEAST, Estimate, coverage_bound
+from bench.analysis.modes import two_modes
+from bench.analysis.resampling import MANY, Estimate
 from bench.model import Outcome, Summary
 from bench.store import RunData
 
 WIDE = 0.10  # of the median: the interval of a headline metric
-ROUNDS = 6  # the least at which an interval from whole ramps can be worth 95 %
+ROUNDS = 6  # the least we would build on; a permutation test of fewer than four against four shows nothing
 RESIDUAL = 0.25  # of memory.marginal
 FIRST = 1.5  # the first launch of a ramp over the median of the others
 DRIFT = 1.25  # start-up in the last quarter of a ramp over the first quarter
+TREND = 1.1  # start-up of the first third of the rounds over the last third, or the other way round
+MODES = 1.1  # the slower of two clusters of launches over the faster
+STEAL = 0.01  # of the CPU time of the run that the hypervisor gave to others
 LEVELS = 8  # different numbers alive that a drift can be told from
 BUSY = 0.5  # load a CPU at the start
 GOOD_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter")
 
 _MORE_ROUNDS = f"run more rounds: --rounds {ROUNDS} or more"
+SYNTHETIC = "synthetic"  # the driver whose instances are made up
 
 
 class Doubt(Struct, frozen=True):
@@ -46,11 +51,15 @@ class _Case(Struct, frozen=True):
     trials: pd.DataFrame
 
 
-def quality(data: RunData, summary: Summary) -> list[Doubt]:
-    """All doubts: about the reading of the files, the host, the run, then each driver."""
-    tables = frames(data)
-    doubts = [Doubt(text, "nothing to do: what was written before it is used") for text in data.warnings]
-    doubts += [*_host(data), *_run(data, summary, tables)]
+def quality(data: RunData, summary: Summary, tables: Frames | None = None) -> list[Doubt]:
+    """All doubts: about the reading of the files, the host, the run, then each driver.
+
+    `tables`: the frames of `data`, if made before.
+    """
+    tables = tables or frames(data)
+    doubts = [*_synthetic(tables)]
+    doubts += [Doubt(text, "nothing to do: what was written before it is used") for text in data.warnings]
+    doubts += [*_host(data), *_steal(tables), *_run(data, summary, tables)]
     for series in tables.series:
         case = _case(tables, series, summary)
         mark = accelerator_mark(series, summary.accelerator)
@@ -65,6 +74,14 @@ def _case(tables: Frames, series: Series, summary: Summary) -> _Case:
     metrics = by_series(summary).get(series, {})
     trials = tables.trials[tables.trials["series"] == series.key]
     return _Case(series, metrics, launches[good], launches[~good], trials)
+
+
+def _synthetic(tables: Frames) -> Iterator[Doubt]:
+    if any(series.driver == SYNTHETIC for series in tables.series):
+        yield Doubt(
+            "Synthetic: no instance ran, every number of this run is made up to test the analysis",
+            "measure with real drivers: `bench list drivers`",
+        )
 
 
 # --- the host and the run --------------------------------------------------------------------------------------
@@ -82,6 +99,17 @@ def _host(data: RunData) -> Iterator[Doubt]:
             f"The CPU frequency governor is {host.governor}: clocks change while we measure",
             "cpupower frequency-set -g performance",
         )
+    if host.turbo:
+        yield Doubt(
+            "Turbo is on: the CPU's clock follows its heat and what else runs",
+            "echo 1 > /sys/devices/system/cpu/intel_pstate/no_turbo, or echo 0 > /sys/devices/system/cpu/cpufreq/boost",
+        )
+    if host.thp == "always":
+        yield Doubt(
+            "Transparent huge pages are always on: memory is given in 2 MiB pages while there are any, so what one "
+            "more takes depends on how fragmented the host's memory is",
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        )
     if host.clocksource not in (None, *GOOD_CLOCKS):
         yield Doubt(
             f"The clock source is {host.clocksource}: reading the time is slow or coarse",
@@ -96,6 +124,20 @@ def _host(data: RunData) -> Iterator[Doubt]:
         yield Doubt(
             "KSM is on: memory of one more falls while pages are merged, and merging costs CPU",
             "echo 2 > /sys/kernel/mm/ksm/run, or wait until pages_shared has settled",
+        )
+
+
+def _steal(tables: Frames) -> Iterator[Doubt]:
+    """CPU time that a hypervisor below this host gave to others while it was wanted here."""
+    names = ["host.cpu.steal", "host.cpu.total"]
+    if not set(names) <= set(tables.steps.columns):
+        return
+    read = tables.steps[names].dropna()
+    stolen, whole = read.max() - read.min() if len(read) else (0.0, 0.0)
+    if whole > 0 and stolen / whole > STEAL:
+        yield Doubt(
+            f"{_percent(stolen / whole)} of the CPU time during the run was taken by the hypervisor below (steal)",
+            "measure while its other guests are quiet, or on bare metal",
         )
 
 
@@ -116,10 +158,12 @@ def _run(data: RunData, summary: Summary, tables: Frames) -> Iterator[Doubt]:
 
 
 def _few_rounds(rounds: int) -> str:
-    if rounds < LEAST:
-        return f"Too few rounds ({rounds}): slopes and rates get no interval below {LEAST}, start-up's is too narrow"
-    worth = _percent(coverage_bound(rounds))
-    return f"{rounds} rounds: an interval from {rounds} ramps is worth at most {worth}, not 95 %"
+    if rounds == 1:
+        return "One round: slopes and rates get no interval, and start-up's speaks of that ramp alone"
+    return (
+        f"{rounds} rounds: intervals assume that ramps scatter about normally (Student's t; from {MANY} on they are "
+        "resampled), and a comparison of so few ramps shows only what is never mixed"
+    )
 
 
 # --- one driver: what is said follows its name -----------------------------------------------------------------
@@ -189,14 +233,49 @@ def _drift(case: _Case) -> Iterator[Doubt]:
     alive, times = rows.to_numpy().T
     if len(np.unique(alive)) < LEVELS:
         return
-    from scipy import stats  # half a second to import, for the few runs that come this far
-
     first, last = np.quantile(alive, (0.25, 0.75))
     change = float(np.median(times[alive >= last]) / np.median(times[alive <= first]))
-    if change > DRIFT and stats.spearmanr(alive, times).pvalue < 0.01:
+    if change > DRIFT and _rank_p(alive, times) < 0.01:
         yield Doubt(
             f"start-up depends on N: {_percent(change - 1)} longer in the last quarter of a ramp than in the first",
             "compare drivers at the same --count, or read start-up over N",
+        )
+
+
+def _trend(case: _Case) -> Iterator[Doubt]:
+    """Over rounds: a host that is still warming up, or one that gets slower the longer the run lasts."""
+    column = startup_metric(case.metrics).removeprefix("startup.")
+    medians = case.launches.groupby("round")[column].median().dropna().astype(float)
+    if len(medians) < ROUNDS:
+        return
+    third = len(medians) // 3
+    first, last = float(medians.iloc[:third].median()), float(medians.iloc[-third:].median())
+    slower, faster = max(first, last), min(first, last)
+    rounds = medians.index.to_numpy(dtype=float)
+    if slower > TREND * faster and _rank_p(rounds, medians.to_numpy()) < 0.01:
+        went = "fell" if last < first else "rose"
+        yield Doubt(
+            f"start-up {went} from round to round, by {_percent(abs(last / first - 1))} from the first third of the "
+            "rounds to the last",
+            "let the host settle, raise --set warmups, and run again: drift hits all drivers, but widens intervals",
+        )
+
+
+def _rank_p(x: np.ndarray, y: np.ndarray) -> float:
+    from scipy import stats  # half a second to import, for the few runs that come this far
+
+    return float(stats.spearmanr(x, y).pvalue)
+
+
+def _bimodal(case: _Case) -> Iterator[Doubt]:
+    """Two kinds of launch under one name: their median is the time of neither."""
+    metric = startup_metric(case.metrics).removeprefix("startup.")
+    found = two_modes(case.launches[metric].dropna().to_numpy(dtype=float))
+    if found and found.slow > MODES * found.fast:
+        yield Doubt(
+            f"start-up has two modes: {_percent(found.share)} of launches take {found.slow / found.fast:.1f} times as "
+            "long as the others",
+            "see the figure of every launch, and find what tells the two apart (N, round, a cache, another CPU)",
         )
 
 
@@ -204,4 +283,14 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-_CHECKS: tuple[Callable[[_Case], Iterator[Doubt]], ...] = (_wide, _slope, _residual, _limited, _failed, _first, _drift)
+_CHECKS: tuple[Callable[[_Case], Iterator[Doubt]], ...] = (
+    _wide,
+    _slope,
+    _residual,
+    _limited,
+    _failed,
+    _first,
+    _drift,
+    _trend,
+    _bimodal,
+)

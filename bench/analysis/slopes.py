@@ -8,11 +8,15 @@ Steps at n = 0 stay out of the fit: the first instance pays for what the later o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from msgspec import Struct
+from numpy.typing import NDArray
 
-from bench.analysis.resampling import Counts, Floats, Sample, resampled_ramps
+from bench.analysis.resampling import MANY, PLENTY, Counts, Floats, Sample, ramp_sample, resampled_ramps, tail
 
 
 class RampFit(Struct, frozen=True):
@@ -29,6 +33,16 @@ class RampFit(Struct, frozen=True):
     def slope(self) -> float:
         return float(self.sxy.sum() / self.sxx.sum())
 
+    @property
+    def ramp_slopes(self) -> Floats:
+        """Of each ramp for itself."""
+        return np.asarray(self.sxy / self.sxx)
+
+    @property
+    def ramp_fixed(self) -> Floats:
+        """Of each ramp for itself; NaN without a step at n = 0."""
+        return np.asarray(self.y - self.ramp_slopes * self.n - self.start)
+
     def slopes(self, combinations: Counts) -> Floats:
         """The slope of each combination of ramps (one a row)."""
         return np.asarray(self.sxy[combinations].sum(axis=1) / self.sxx[combinations].sum(axis=1))
@@ -42,37 +56,44 @@ class RampFit(Struct, frozen=True):
 
 def fit(values: pd.Series[float]) -> RampFit | None:
     """Fit `values` (indexed by trial and n); ramps with fewer than two steps are left out, None if none is left."""
-    some = values[values.index.get_level_values("n") >= 1].dropna()
-    ramps = {str(trial): _steps(group) for trial, group in some.groupby(level="trial", sort=False) if len(group) >= 2}
-    if not ramps:
+    some = values.dropna()
+    n, y = some.index.get_level_values("n").to_numpy(dtype=float), some.to_numpy(dtype=float)
+    codes, names = pd.factorize(some.index.get_level_values("trial"))
+    start = np.full(len(names), np.nan)
+    start[codes[n == 0]] = y[n == 0]
+    above = n >= 1
+    codes, n, y = codes[above], n[above], y[above]
+
+    def each(weights: NDArray[np.floating[Any]]) -> Floats:
+        return np.asarray(np.bincount(codes, weights, minlength=len(names)), dtype=np.float64)
+
+    count = each(np.ones(len(codes)))
+    enough = count >= 2
+    if not enough.any():
         return None
-    centred = [ramp - ramp.mean(axis=0) for ramp in ramps.values()]
-    return RampFit(
-        tuple(ramps),
-        sxx=np.array([(part[:, 0] ** 2).sum() for part in centred]),
-        sxy=np.array([(part[:, 0] * part[:, 1]).sum() for part in centred]),
-        n=np.array([ramp[:, 0].mean() for ramp in ramps.values()]),
-        y=np.array([ramp[:, 1].mean() for ramp in ramps.values()]),
-        start=np.array([values.get((trial, 0), np.nan) for trial in ramps], dtype=float),
-    )
+    size = np.maximum(count, 1)
+    mean_n, mean_y = each(n) / size, each(y) / size
+    from_n = n - mean_n[codes]
+    sxx, sxy = each(from_n**2), each(from_n * (y - mean_y[codes]))
+    chosen = tuple(str(name) for name, kept in zip(names, enough, strict=True) if kept)
+    return RampFit(chosen, sxx[enough], sxy[enough], mean_n[enough], mean_y[enough], start[enough])
 
 
 def slope_sample(found: RampFit, rng: np.random.Generator) -> Sample:
     """The slope over all ramps; n is the number of ramps."""
-    ramps = len(found.trials)
-    return Sample(found.slope, ramps, found.slopes(resampled_ramps(ramps, rng)), ramps)
+    return _sample(found.slope, found.ramp_slopes, found.slopes, rng)
 
 
 def fixed_sample(found: RampFit, rng: np.random.Generator) -> Sample | None:
     """The intercept above n = 0; None if a ramp has no such step."""
     if np.isnan(found.start).any():
         return None
-    ramps = len(found.trials)
-    everything = np.arange(ramps)[None, :]
-    return Sample(float(found.fixed(everything)[0]), ramps, found.fixed(resampled_ramps(ramps, rng)), ramps)
+    everything = np.arange(len(found.trials))[None, :]
+    return _sample(float(found.fixed(everything)[0]), found.ramp_fixed, found.fixed, rng)
 
 
-def _steps(group: pd.Series[float]) -> Floats:
-    """Rows of (n, value), by n."""
-    ordered = group.sort_index(level="n")
-    return np.column_stack([ordered.index.get_level_values("n").to_numpy(dtype=float), ordered.to_numpy(dtype=float)])
+def _sample(value: float, ramps: Floats, resampled: Callable[[Counts], Floats], rng: np.random.Generator) -> Sample:
+    count = len(ramps)
+    if not MANY <= count < PLENTY:
+        return ramp_sample(value, count, ramps, rng, positive=False)
+    return Sample(value, count, ramps, resampled(resampled_ramps(count, rng)), tail(count), "bootstrap")

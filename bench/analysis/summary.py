@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
 
-from bench.analysis.frames import STARTUP, Frames, Series, frames
-from bench.analysis.resampling import Floats, Sample, generator, median_sample
+from bench.analysis.frames import POOL, STARTUP, Frames, Series, frames
+from bench.analysis.resampling import Floats, Sample, generator, quantile, quantile_sample
 from bench.analysis.slopes import fit, fixed_sample, slope_sample
 from bench.metrics import METRICS, summary_metrics
 from bench.model import Outcome, Summary, SummaryRow
@@ -32,45 +32,64 @@ _SLOPES: dict[str, tuple[tuple[int, str], ...]] = {  # summary metric -> signed 
     "disk.marginal": ((1, "instances.disk.own"),),
     "disk.claimed": ((1, "instances.disk.claimed"),),
 }
+FIXED = "memory.fixed"
+_FITTED = {**_SLOPES, FIXED: _SLOPES["memory.marginal"]}
+TAIL, _TAIL_SUFFIX = 0.95, ".p95"
+TAIL_LEAST = (
+    60  # launches: of fewer the largest may well lie below the true 95th percentile, and no interval reaches it
+)
 _ENDED = (Outcome.SUCCEEDED.value, Outcome.FAILED.value)  # reached their limit by themselves
 
 
-def summarise(data: RunData) -> Summary:
-    """Rows in the order of the run's drivers, then of the glossary."""
-    samples = estimates(data)
+def summarise(data: RunData, tables: Frames | None = None) -> Summary:
+    """Rows in the order of the run's drivers, then of the glossary. `tables`: the frames of `data`, if made before."""
+    tables = tables or frames(data)
+    samples = estimates(tables, data.info.seed)
     rows = [_row(series, metric, sample) for (series, metric), sample in samples.items()]
-    return Summary(data.info.run, data.info.scenario, data.host, accelerator_of(data), rows)
+    return Summary(data.info.run, data.info.scenario, data.host, accelerator_of(data, tables), rows)
 
 
-def accelerator_of(data: RunData) -> str | None:
+def accelerator_of(data: RunData, tables: Frames) -> str | None:
     """What the run's guests ran under; a crashed run has it only in its trials."""
-    trials = frames(data).trials
-    seen = trials["accelerator"].dropna()
+    seen = tables.trials["accelerator"].dropna()
     return data.info.accelerator or (str(seen.iloc[0]) if len(seen) else None)
 
 
-def estimates(data: RunData) -> Samples:
-    """Every summary metric the run supports, with its resamples."""
-    tables = frames(data)
+def estimates(tables: Frames, seed: int) -> Samples:
+    """Every summary metric the run supports, with what other runs may have given."""
     return {
         (series, metric.name): sample
         for series in tables.series
         for metric in summary_metrics()
-        if (sample := sample_of(tables, series, metric.name, data.info.seed)) is not None
+        if (sample := sample_of(tables, series, metric.name, seed)) is not None
     }
 
 
 def sample_of(tables: Frames, series: Series, metric: str, seed: int) -> Sample | None:
     """`metric` of `series`; None if the run does not hold it."""
     rng = generator(seed, *series, metric)
-    if metric in _SLOPES:
-        found = fit(step_values(tables, series, _SLOPES[metric]))
-        return slope_sample(found, rng) if found else None
-    if metric == "memory.fixed":
-        found = fit(used_memory(tables, series))
-        return fixed_sample(found, rng) if found else None
-    groups = list(_groups(tables, series, metric))
-    return median_sample(groups, rng) if groups else None
+    if metric in _FITTED:
+        found = fit(step_values(tables, series, _FITTED[metric]))
+        if found is None:
+            return None
+        return fixed_sample(found, rng) if metric == FIXED else slope_sample(found, rng)
+    groups = _groups(tables, series, metric)
+    return quantile_sample(groups, _share(metric), rng) if groups else None
+
+
+def ramp_values(tables: Frames, series: Series, metric: str) -> Floats:
+    """What each ramp gave for itself: what a comparison permutes. Empty if the run does not hold the metric."""
+    if metric in _FITTED:
+        found = fit(step_values(tables, series, _FITTED[metric]))
+        if found is None:
+            return np.empty(0)
+        values = found.ramp_fixed if metric == FIXED else found.ramp_slopes
+        return values[~np.isnan(values)]
+    return np.array([quantile(group, _share(metric)) for group in _groups(tables, series, metric)])
+
+
+def _share(metric: str) -> float:
+    return TAIL if metric.endswith(_TAIL_SUFFIX) else 0.5
 
 
 def used_memory(tables: Frames, series: Series) -> pd.Series[float]:
@@ -100,13 +119,18 @@ def _row(series: Series, metric: str, sample: Sample) -> SummaryRow:
         found.value,
         found.low,
         found.high,
+        found.method,
     )
 
 
-def _groups(tables: Frames, series: Series, metric: str) -> Iterator[Floats]:
-    """The values of `metric`, one array a trial; trials without any are left out."""
-    for _, group in values_of(tables, series, metric).dropna().groupby(level="trial", sort=False):
-        yield np.asarray(group, dtype=np.float64)
+def _groups(tables: Frames, series: Series, metric: str) -> list[Floats]:
+    """The values of `metric`, one array a trial; trials without any are left out, and tails of too few values."""
+    values = values_of(tables, series, metric.removesuffix(_TAIL_SUFFIX)).dropna()
+    if metric.endswith(_TAIL_SUFFIX) and len(values) < TAIL_LEAST:
+        return []
+    codes, _ = pd.factorize(values.index)
+    ordered = values.to_numpy(dtype=np.float64)[np.argsort(codes, kind="stable")]
+    return np.split(ordered, np.cumsum(np.bincount(codes))[:-1]) if len(ordered) else []
 
 
 def values_of(tables: Frames, series: Series, metric: str) -> pd.Series[float]:
@@ -146,6 +170,7 @@ _COLUMNS = {
     "launch.cpu": ("launches", "cpu"),
     "teardown.stopped": ("teardowns", "stopped"),
     "teardown.removed": ("teardowns", "removed"),
+    **{metric: ("trials", metric) for metric in POOL},
 }
 _DERIVED: dict[str, Callable[[Frames, Series], pd.Series[float]]] = {
     "launch.rate": _rate,

@@ -15,7 +15,8 @@ from markupsafe import Markup, escape
 
 from bench.analysis import Estimate, Series, frames, headline, quality, summarise
 from bench.analysis.headline import accelerator_mark, by_series, ratios
-from bench.analysis.resampling import coverage_bound
+from bench.analysis.quality import SYNTHETIC
+from bench.analysis.resampling import MANY, PLENTY
 from bench.metrics import METRICS, Metric
 from bench.model import LaunchRecord, NoteRecord, Outcome, Summary, TrialRecord, to_json
 from bench.report import format
@@ -59,14 +60,15 @@ def render(data: RunData) -> str:
 
 def _measured(data: RunData) -> dict[str, object]:
     """What the analysis makes of the run."""
-    summary = summarise(data)
-    rows = headline(summary, data)
+    tables = frames(data)
+    summary = summarise(data, tables)
+    rows = headline(summary, data, tables)
     found = by_series(summary)
     metrics = {(series, name): one for series, some in found.items() for name, one in some.items()}
-    scene = Scene(frames(data), tuple(rows), metrics, data.host.memory_available, data.info.seed)
+    scene = Scene(tables, tuple(rows), metrics, data.host.memory_available, data.info.seed)
     return {
-        "rows": rows, "table": _table(found), "doubts": quality(data, summary),
-        "answer": answer(data, rows, ratios(data, COMPARED)),
+        "rows": rows, "table": _table(found), "doubts": quality(data, summary, tables),
+        "answer": answer(data, rows, ratios(data, COMPARED, tables)),
         "figures": [(drawing, Markup(drawing.wide), Markup(drawing.narrow)) for drawing in figures(scene)],
         "keys": _keys(scene.tables.series), "glossary": _glossary(summary),
         "mark": lambda series: accelerator_mark(series, summary.accelerator),
@@ -80,8 +82,9 @@ def _said(data: RunData) -> dict[str, object]:
     trials = [record for record in data.records if isinstance(record, TrialRecord)]
     rounds = max((record.round for record in trials), default=0)
     return {
-        "info": data.info, "host": data.host, "facts": _facts(data), "trials": trials, "rounds": rounds,
-        "coverage": coverage_bound(rounds), "absent": format.ABSENT,
+        "info": data.info, "host": data.host, "synthetic": any(trial.driver == SYNTHETIC for trial in trials),
+        "facts": _facts(data), "trials": trials, "rounds": rounds, "many": MANY, "plenty": PLENTY,
+        "by_t": rounds > 1 and not MANY <= rounds < PLENTY, "absent": format.ABSENT,
         "failures": [r for r in data.records if isinstance(r, LaunchRecord) and r.outcome is not Outcome.SUCCEEDED],
         "notes": [record for record in data.records if isinstance(record, NoteRecord)],
     }  # fmt: skip

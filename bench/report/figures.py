@@ -22,6 +22,7 @@ from bench.report.format import estimate, interval, quantity, scale
 from bench.report.svg import GRID, MUTED, PANEL, TEXT, Drawing, Look, drawn, look
 
 POINTS = 300  # shown of one series at most; a seeded sample of more
+STEPS = 1_000  # the same, of memory over N
 _PANELS = 3  # in a row
 
 
@@ -67,8 +68,9 @@ def memory(scene: Scene) -> Drawing | None:
     slopes = [(scene.name(series), scene.metrics[series, "memory.marginal"]) for series in shown]
     return _panels(
         scene, shown, _memory_panel, "memory", "Memory over the number of instances",
-        "Memory taken from the host (free memory, less the harness's own) since N = 0 of the same ramp. Points: every "
-        f"step of every round. Line: least squares over N ≥ 1, each ramp with its own intercept; band: 95 % interval "
+        "Memory taken from the host (free memory, less the harness's own) since N = 0 of the same ramp. Points: "
+        f"steps of all rounds (at most {STEPS} a driver, a seeded sample). Line: least squares over N ≥ 1, each ramp "
+        "with its own intercept; band: 95 % interval "
         f"of its slope by resampling whole ramps. {_ramps_said(slopes)} Each panel has its own scale.",
         _said("One more instance takes", slopes, "bytes"),
     )  # fmt: skip
@@ -91,7 +93,8 @@ def _memory_panel(scene: Scene, series: Series, axes: Axes) -> None:
     bounds = [(level + end * (line - middle)) / chosen.factor for end in ends]
     axes.fill_between(line, *bounds, color=style.colour, alpha=0.22, linewidth=0)
     axes.plot(line, (level + slope.value * (line - middle)) / chosen.factor, color=style.colour, linestyle=style.line)
-    _dots(axes, count, used / chosen.factor, style)
+    some = _some(len(count), scene.seed)
+    _dots(axes, count[some], used[some] / chosen.factor, style)
     _labels(axes, "instances alive (N)", f"memory used, {chosen.unit}")
     _headed(axes, scene.name(series), f"{estimate(slope, 'bytes')} each")
 
@@ -387,6 +390,13 @@ def _panels(
 
 def _dots(axes: Axes, x: np.ndarray, y: np.ndarray, style: Look, alpha: float = 0.8) -> None:
     axes.plot(x, y, style.marker, color=style.colour, alpha=alpha, markeredgewidth=0)
+
+
+def _some(count: int, seed: int) -> np.ndarray:
+    """Places of at most STEPS of `count` points, in order: a seeded sample, so that a long run makes no large page."""
+    if count <= STEPS:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, STEPS, replace=False))
 
 
 def _labels(axes: Axes, x: str, y: str) -> None:

@@ -9,6 +9,7 @@ seconds: one read is not enough, the median of several over a longer time is.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ _FREE = ("host.memory.available", "host.memory.pcp")
 
 
 class HostSampler:
-    """host.memory.* from /proc/meminfo and /proc/zoneinfo, host.pressure.memory where the kernel has PSI.
+    """host.memory.* from /proc/meminfo and /proc/zoneinfo, host.pressure.memory where the kernel has PSI, host.cpu.*.
 
     All figures of memory are from one moment: the one whose free memory is the median of `reads` moments.
     """
@@ -50,7 +51,19 @@ class HostSampler:
         stalled = procfs.pressure_total(procfs.read(self._root / "proc/pressure/memory") or "")
         if stalled is not None:
             readings.append(Reading("host.pressure.memory", stalled / 1e6, "s"))
-        return readings
+        return readings + self._cpu()
+
+    def _cpu(self) -> list[Reading]:
+        """Of all CPUs since boot; guest time is in user time and not counted twice."""
+        words = (procfs.read(self._root / "proc/stat") or "").partition("\n")[0].split()
+        if len(words) < 9 or words[0] != "cpu":
+            return []
+        ticks = [int(word) for word in words[1:9]]
+        second = os.sysconf("SC_CLK_TCK")
+        return [
+            Reading("host.cpu.steal", ticks[7] / second, "s"),
+            Reading("host.cpu.total", sum(ticks) / second, "s"),
+        ]
 
     def _memory(self) -> dict[str, int]:
         moments = [self._moment()]

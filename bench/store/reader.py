@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from bench.errors import ResultsError
 from bench.model import SCHEMA, TOKEN_LENGTH, HostFacts, Record, RunInfo
+from bench.store.migrations import upgraded
 
 RUN, HOST, TRIALS, TIMINGS = "run.json", "host.json", "trials.jsonl", "startup.pyperf.json"
 
@@ -26,7 +30,7 @@ class RunData(Struct, frozen=True):
 
 
 class _Version(Struct):
-    schema: int = SCHEMA
+    schema: int = 1  # host.json of the first version has none
 
 
 _RECORDS = msgspec.json.Decoder(Record)
@@ -45,8 +49,21 @@ def read_run(path: Path) -> RunData:
     """
     info = read_info(path)
     host = _decode(path / HOST, _bytes_of(path / HOST), HostFacts)
-    records, warnings = _read_trials(path / TRIALS)
+    with _no_collection():
+        records, warnings = _read_trials(path / TRIALS)
     return RunData(info, host, tuple(records), tuple(warnings))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Records hold no cycles; looking for some in a million of them takes longer than reading them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def list_runs(results: Path) -> list[Path]:
@@ -97,21 +114,44 @@ def _what_there_is(runs: list[Path]) -> str:
 
 def _read_trials(path: Path) -> tuple[list[Record], list[str]]:
     """Records of trials.jsonl and warnings about it."""
-    lines = _bytes_of(path).split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
     records: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(_RECORDS.decode(line))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            _refuse_newer(path, line, number)
-            if number < len(lines):
-                hint = "the file was changed by something else than bench: restore it, or delete that line"
-                raise ResultsError(f"{path}:{number}: {error}", hint=hint) from error
-            return records, [f"{path}:{number}: the last line is torn (the run crashed while writing it); left out"]
-        _check_schema(path, records[-1].schema, number)
+    with _opened(path) as file:  # line by line: the whole text beside its records would take twice the memory
+        for number, text in enumerate(file, start=1):
+            line = text.removesuffix(b"\n")
+            try:
+                records.append(_record(line))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                _refuse_newer(path, line, number)
+                if (
+                    isinstance(error, msgspec.ValidationError) or file.readline()
+                ):  # a torn line is no JSON, and the last
+                    hint = "the file was changed by something else than bench: restore it, or delete that line"
+                    raise ResultsError(f"{path}:{number}: {error}", hint=hint) from error
+                torn = f"{path}:{number}: the last line is torn (the run crashed while writing it); left out"
+                return records, [torn]
+            _check_schema(path, records[-1].schema, number)
     return records, []
+
+
+def _record(line: bytes) -> Record:
+    """One line, brought up to date. Raises DecodeError or UnicodeDecodeError."""
+    try:
+        record = _RECORDS.decode(line)
+    except msgspec.ValidationError:
+        if 1 <= _VERSION.decode(line).schema < SCHEMA:
+            return _old_record(line)
+        raise
+    return _old_record(line) if 1 <= record.schema < SCHEMA else record
+
+
+def _old_record(line: bytes) -> Record:
+    record: Record = msgspec.convert(_upgraded(line), Record)
+    return record
+
+
+def _upgraded(data: bytes) -> dict[str, Any]:
+    raw = msgspec.json.decode(data)
+    return upgraded(raw, raw.get("schema", 1), SCHEMA)
 
 
 def _refuse_newer(path: Path, line: bytes, number: int) -> None:
@@ -134,15 +174,25 @@ def _check_schema(path: Path, version: int, number: int | None = None) -> None:
 def _decode(path: Path, data: bytes, kind: type[T]) -> T:
     """One JSON file as `kind`; the schema version is looked at first, as a newer file may not decode at all."""
     try:
-        _check_schema(path, _VERSION.decode(data).schema)
+        version = _VERSION.decode(data).schema
+        _check_schema(path, version)
+        if version < SCHEMA:
+            return msgspec.convert(_upgraded(data), kind)
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path}: {error}", hint="the file is damaged: the run can't be read without it") from error
 
 
 def _bytes_of(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError as error:
         raise ResultsError(f"{path}: is missing", hint="name a run folder, see `bench list`") from error
     except OSError as error:

@@ -12,7 +12,7 @@ from typing import BinaryIO, Literal, Self
 import msgspec
 
 from bench.errors import ResultsError
-from bench.model import HostFacts, Record, RunInfo, TrialRecord, to_json
+from bench.model import SCHEMA, HostFacts, Record, RunInfo, TrialRecord, to_json
 from bench.store.files import give_to_caller, give_tree_to_caller, make_folder, not_writable, write_atomic
 from bench.store.reader import HOST, RUN, TIMINGS, TRIALS, read_run
 from bench.store.timings import write_timings
@@ -39,7 +39,7 @@ class RunWriter:
         """Raises ResultsError if the folder is there already or can't be made."""
         self._make()
         write_atomic(self.path / RUN, _pretty(self.info))
-        write_atomic(self.path / HOST, _pretty(self._host))
+        write_atomic(self.path / HOST, _pretty({**msgspec.to_builtins(self._host), "schema": SCHEMA}))
         trials = self.path / TRIALS
         try:
             self._file = self._stack.enter_context(trials.open("ab"))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import click
 
+from bench.analysis.frames import frames
 from bench.analysis.headline import HeadlineRow, headline
 from bench.analysis.quality import quality
 from bench.analysis.summary import summarise
 from bench.model import Summary
 from bench.report.build import build_report
 from bench.report.format import estimate, quantity
-from bench.store.reader import find_run, read_run
+from bench.store.reader import RunData, find_run, read_run
 from bench.verbs.out import emit_json, table
 
 
@@ -26,25 +28,33 @@ def show_run(text: str, results: Path, as_json: bool) -> int:
     return 0
 
 
+def _read(path: Path) -> RunData:
+    """The run, out of the collector's sight: it stays to the end, and a million records take long to look through."""
+    data = read_run(path)
+    gc.freeze()
+    return data
+
+
 def summary_of(path: Path) -> Summary:
-    return summarise(read_run(path))
+    return summarise(_read(path))
 
 
 def write_report(text: str, results: Path, output: Path | None) -> Path:
     """`bench report RUN`: the path of the file written."""
     path = find_run(results, text)
     target = output or Path("reports") / f"{path.name}.html"
-    build_report(read_run(path), target)
+    build_report(_read(path), target)
     return target
 
 
 def print_summary(path: Path, *, full: bool = False) -> None:
     """The headline table (with `full`, every metric) and the doubts, on stdout."""
-    data = read_run(path)
-    summary = summarise(data)
+    data = _read(path)
+    tables = frames(data)
+    summary = summarise(data, tables)
     for warning in (*data.warnings, *data.info.warnings):
         click.echo(f"bench: warning: {warning}", err=True)
-    rows = [_headline_cells(row) for row in headline(summary, data)]
+    rows = [_headline_cells(row) for row in headline(summary, data, tables)]
     columns = [
         "driver",
         "start-up, median [95 %]",
@@ -58,7 +68,7 @@ def print_summary(path: Path, *, full: bool = False) -> None:
     if full:
         click.echo()
         _print_metrics(summary)
-    for doubt in quality(data, summary):
+    for doubt in quality(data, summary, tables):
         click.echo(f"doubt: {doubt.message}\n       {doubt.remedy}", err=not full)
 
 

@@ -6,14 +6,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from bench import process
+from bench.analysis import headline, summarise
 from bench.errors import ResultsError
-from bench.model import HostFacts, NoteRecord, RunId, to_json
-from bench.store import RunData, RunWriter, find_run, give_to_caller, list_runs, read_info, read_run
+from bench.model import SCHEMA, HostFacts, NoteRecord, RunId, to_json
+from bench.store import RunData, RunWriter, find_run, give_to_caller, list_runs, migrations, read_info, read_run, reader
 from tests.unit.fabricated import RUN, host, info, run_data
 
 NOTE = NoteRecord(date=1.0, level="info", text="hello")
@@ -241,3 +243,62 @@ def _named(results: Path, name: str) -> Path:
     folder.mkdir()
     (folder / "run.json").write_text("{}")
     return folder
+
+
+# --- versions ------------------------------------------------------------------------------------------------------
+
+SAMPLES = Path(__file__).parent / "data" / "runs"
+
+
+def test_every_version_keeps_a_sample() -> None:
+    assert {path.name for path in SAMPLES.iterdir()} == {f"v{version}" for version in range(1, SCHEMA + 1)}
+    assert set(migrations.STEPS) == set(range(1, SCHEMA)), "each older version has a step to the next"
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA + 1))
+def test_the_sample_of_a_version_gives_the_numbers_it_gave(version: int) -> None:
+    data = read_run(SAMPLES / f"v{version}")
+    assert data.warnings == ()
+    found = {(row.driver, row.metric): row.median for row in summarise(data).summary}
+    assert found["container", "disk.marginal"] == 24576
+    assert found["vm", "startup.ready"] == pytest.approx(2.7473013745)
+    assert found["vm", "memory.marginal"] == pytest.approx(168546190.01921654)
+    assert [row.accelerator for row in headline(summarise(data), data)] == [None, "tcg"]
+
+
+def test_an_older_version_is_brought_up_to_date_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted version 2 that calls `level` of a note `weight`, and `hostname` in capitals: in file and in lines."""
+    (old := tmp_path / "old").mkdir()
+    for name, text in OLD.items():
+        (old / name).write_text(text.replace('"level"', '"weight"'))
+
+    def step(raw: dict[str, Any]) -> dict[str, Any]:
+        renamed = {"level" if key == "weight" else key: value for key, value in raw.items()}
+        return {**renamed, "hostname": raw["hostname"].upper()} if "hostname" in raw else renamed
+
+    with pytest.raises(ResultsError, match="level"):
+        read_run(old)
+    monkeypatch.setattr(reader, "SCHEMA", 2)
+    monkeypatch.setattr(migrations, "STEPS", {1: step})
+    data = read_run(old)
+    assert data.host.hostname == "FABRICATED"
+    assert [(record.text, record.level) for record in data.records if isinstance(record, NoteRecord)] == [
+        ("old", "info")
+    ]
+    assert '"weight"' in (old / "trials.jsonl").read_text(), "the file is as it was"
+
+
+def test_host_facts_carry_their_version(tmp_path: Path) -> None:
+    assert json.loads((written(tmp_path) / "host.json").read_text())["schema"] == SCHEMA
+
+
+def test_power_cut_at_any_byte_loses_at_most_the_line_in_flight(tmp_path: Path) -> None:
+    folder = written(tmp_path, finish=False)
+    trials = folder / "trials.jsonl"
+    whole = trials.read_bytes()[:2000]
+    for cut in range(0, len(whole), 37):
+        trials.write_bytes(whole[:cut])
+        data = read_run(folder)
+        complete = whole[:cut].count(b"\n")
+        assert len(data.records) in (complete, complete + 1), "a line may lack its end of line only"
+        assert bool(data.warnings) == (len(data.records) == complete and not whole[:cut].endswith(b"\n") and cut > 0)
