@@ -14,6 +14,7 @@ from bench.verbs.container import container
 
 if TYPE_CHECKING:
     from bench.images.export import Form
+    from bench.verbs.export import Form as Table
 
 EXIT_CODES = """\b
 Exit codes:
@@ -21,6 +22,8 @@ Exit codes:
   1    a trial or a check failed
   2    bad usage or input
   3    this host can't; the message says what to do
+  4    compare: a metric got worse
+  5    compare: something could not be compared
   129  SIGHUP, 130 SIGINT (Ctrl-C), 143 SIGTERM: stopped in good order"""
 
 _results = click.option(
@@ -131,6 +134,73 @@ def report(run: str, output: Path | None, results: Path) -> int:
 
 
 @cli.command(epilog=EXIT_CODES)
+@click.argument("a")
+@click.argument("b")
+@click.option(
+    "--threshold", "thresholds", multiple=True, metavar="METRIC=5%",
+    help="A change up to this is no verdict; 5% alone holds for all other metrics; repeatable [default: 0%].",
+)  # fmt: skip
+@_results
+@_json
+def compare(a: str, b: str, thresholds: Sequence[str], results: Path, as_json: bool) -> int:
+    """Compare run B with run A: a table with a verdict for every metric of either.
+
+    Verdicts come from a permutation test of whole ramps, corrected for the number of metrics.
+    """
+    from bench.verbs.compare import compare_runs
+
+    return compare_runs(a, b, thresholds, results, as_json)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("sql")
+@_results
+@_json
+def query(sql: str, results: Path, as_json: bool) -> int:
+    """Ask all runs by SQL (DuckDB), like "select run, driver, median from summary where metric = 'startup.ready'".
+
+    \b
+    Tables: runs, launches, teardowns, readings, trials, notes, summary; their columns are in docs/result-format.md.
+    """
+    from bench.verbs.query import query as ask
+
+    return ask(sql, results, as_json)
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.argument("run")
+@click.option(
+    "--format", "form", type=click.Choice(["csv", "parquet", "pyperf"]), default="csv", show_default=True,
+    help="csv and parquet: a folder with one file a table; pyperf: one file.",
+)  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="[default: ./RUN-FORMAT or ./RUN.pyperf.json]")
+@_results
+def export(run: str, form: Table, output: Path | None, results: Path) -> int:
+    """Write RUN for other programs, and print the path."""
+    from bench.verbs.export import export as write
+
+    click.echo(write(run, form, output, results))
+    return 0
+
+
+@cli.command(epilog=EXIT_CODES)
+@click.option("--runs", type=click.IntRange(1), default=1000, show_default=True, help="Synthetic runs.")
+@click.option("--seed", type=int, default=1, show_default=True, metavar="S")
+@click.option("--real", metavar="DRIVER", help="Measure DRIVER against itself for real instead (as root).")
+@click.option("--repeat", type=click.IntRange(1), default=3, show_default=True, help="Real runs.")
+@_results
+@_json
+def selftest(runs: int, seed: int, real: str | None, repeat: int, results: Path, as_json: bool) -> int:
+    """Count how often the statistics err: the same driver compared with itself, known costs held against intervals.
+
+    Exit status 1 if they err more often than they say of themselves.
+    """
+    from bench.verbs import selftest as testing
+
+    return testing.real(real, repeat, seed, results, as_json) if real else testing.synthetic(runs, seed, as_json)
+
+
+@cli.command(epilog=EXIT_CODES)
 @click.argument("run", required=False)
 @_json
 def clean(run: str | None, as_json: bool) -> int:
@@ -141,6 +211,20 @@ def clean(run: str | None, as_json: bool) -> int:
     from bench.verbs.clean import sweep
 
     return sweep(run, as_json)
+
+
+@cli.group(epilog=EXIT_CODES)
+def kernel() -> None:
+    """Build guest kernels."""
+
+
+@kernel.command(name="build", epilog=EXIT_CODES)
+@_json
+def kernel_build(as_json: bool) -> int:
+    """Build the kernel of vm:micro and vm:clone from the distribution's source: some minutes, once."""
+    from bench.verbs import kernel as kernels
+
+    return kernels.build(as_json)
 
 
 @cli.group(epilog=EXIT_CODES)

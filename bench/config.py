@@ -47,16 +47,40 @@ SETTINGS: Mapping[str, type[Settings]] = {
     "vm": VmSettings,
 }
 DEFAULT_PROFILE: Mapping[str, str] = {"process": "default", "container": "default", "vm": "stock"}
+_LEAN: Mapping[str, object] = {
+    "storage": "qcow2-backing",
+    "memory": 80 * MIB,
+    "devices": "minimal",
+    "balloon": "none",
+    "tb_cache": 24 * MIB,
+    "thp": False,
+}
+_MICRO: Mapping[str, object] = {
+    **_LEAN,
+    "kernel": "micro",
+    "tb_cache": 8 * MIB,
+    "storage": "shared-ro",
+    "memory": 48 * MIB,
+    "cpu_query": "sets",
+}
 PROFILES: Mapping[str, Mapping[str, object]] = {
     "process:default": {},
     "container:default": {},
+    "container:pooled": {},  # see drivers.container
     "container:fuse-overlayfs": {"storage": "fuse-overlayfs"},
     "container:copy": {"storage": "copy"},
     "container:reflink": {"storage": "reflink"},
     "container:btrfs": {"storage": "btrfs"},
     "vm:stock": {},
+    "vm:lean": _LEAN,
+    "vm:micro": _MICRO,
+    "vm:clone": {**_MICRO, "start": "clone", "tb_cache": 4 * MIB},
 }
 """`driver:profile` -> the settings in which it differs from the driver's own defaults."""
+
+
+SYNTHETIC = "synthetic"
+"""The driver of tests and the self-test, which runs nothing: no scenario can name it, and it has no keys."""
 
 
 class PayloadEntry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -143,6 +167,8 @@ def split_driver(text: str) -> tuple[str, str]:
 
 def settings_for(scenario: Scenario, driver: str, profile: str) -> Settings:
     """The driver's effective keys: its defaults, under the profile's, under the scenario's own section."""
+    if driver == SYNTHETIC:
+        return ProcessSettings()
     merged = {**PROFILES[f"{driver}:{profile}"], **getattr(scenario, driver)}
     return msgspec.convert(merged, SETTINGS[driver])
 
@@ -241,7 +267,10 @@ _NUMBERS: Mapping[str, _Number] = {
     "reserve.memory": _Number("size", 0, 16 << 40),
     "reserve.fraction": _Number("number", 0.0, 0.95),
     "vm.disk": _Number("size", 8 * MIB, 16 << 40),
+    "vm.memory": _Number("size", 16 * MIB, 16 << 40),
+    "vm.tb_cache": _Number("size", MIB, 2047 * MIB),
 }
+_CLONES_OF_DISKS = {("clone", storage) for storage in ("copy", "qcow2-backing", "reflink")}
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 _WORDS = {
     "int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false",
@@ -444,6 +473,14 @@ class _Loader:
         names = (*BUILTIN_PAYLOADS, *scenario.payloads)
         if scenario.payload not in names:
             self._fail("payload", f"there is no payload {scenario.payload!r}{_known(scenario.payload, names)}")
+        for driver, profile in scenario.targets():
+            settings = settings_for(scenario, driver, profile)
+            if isinstance(settings, VmSettings) and (settings.start, settings.storage) in _CLONES_OF_DISKS:
+                self._fail(
+                    "vm.storage",
+                    f'{settings.storage!r} does not go with start = "clone": clones would write '
+                    'to one disk; use "shared-ro"',
+                )
         payload = payload_for(scenario)
         needs = "reply" if payload.reply else "ready.port" if payload.ready.port else "ready.http"
         if payload.ready.line is not None and payload.reply is None:

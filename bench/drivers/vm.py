@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +13,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
 from bench import process
 from bench.drivers.context import RunContext
 from bench.drivers.network import netdevs
 from bench.drivers.ready import marks, wait_endpoint
 from bench.errors import BenchError, HostError, UsageError
-from bench.images import disks
 from bench.images.build import find_busybox
 from bench.linux.netlink import delete_link
 from bench.linux.subreaper import Reaper, become_subreaper
@@ -37,14 +36,16 @@ from bench.model import (
     token_of,
 )  # fmt: skip
 from bench.paths import cache_dir, run_state
-from bench.vm import accel, connection, domain, groups, initramfs, reap
+from bench.vm import accel, connection, domain, groups, reap, supplies
 from bench.vm.accel import Accel
-from bench.vm.kernel import GuestKernel, fetch_kernel, guest_kernel
-from bench.vm.machine import Guest, Host, Order, boot
+from bench.vm.identity import SEED, Identity
+from bench.vm.kernel import guest_kernel
+from bench.vm.machine import Guest, Host, Order, boot, save_template
+from bench.vm.supplies import Supplies
 
 _PROGRAMS = {accel.QEMU: "qemu-system-x86", "qemu-img": "qemu-utils", "mkfs.ext4": "e2fsprogs", "depmod": "kmod"}
 LOGS = ("console.log", "payload.log")
-_PER_GUEST = "bench.hostname=ID bench.address=IP/PREFIX bench.gateway=IP"
+_TEMPLATE_TIMEOUT = 120.0  # seconds a template has to boot in
 _CHOICES = {
     "domain": "as libvirt completed it, and QEMU's argv: logs/ID.xml, logs/ID.argv",
     "disk": "each guest's own, made within its launch, before `created`",
@@ -52,15 +53,6 @@ _CHOICES = {
     "cpus": "vCPUs are limits.cpus rounded up; a CPU quota for hypervisor and vCPUs together only if it is a fraction",
     "pids": "limits.pids is not applied: the guest's kernel has its own limit",
 }  # fmt: skip
-
-
-class Prepared(Struct, frozen=True):
-    """What all guests of one image, payload and profile share."""
-
-    kernel: GuestKernel
-    initrd: str
-    template: str
-    accel: Accel
 
 
 class VmInstance:
@@ -118,7 +110,7 @@ class VmDriver:
         self._context = context
         self._cache = cache_dir()
         self._host: Host | None = None
-        self._prepared: dict[bytes, Prepared] = {}
+        self._prepared: dict[bytes, tuple[InstanceSpec, Supplies]] = {}
         self._found: Accel | None = None  # what a guest boots under when nothing is forced
 
     def support(self, host: HostFacts) -> Support:
@@ -152,12 +144,9 @@ class VmDriver:
         if self._host is not None:
             opened = self._host.connection
             known |= {"libvirt": opened.version(), "uri": opened.uri, "qemu user": opened.user}
-        for prepared in self._prepared.values():
-            known |= {
-                "guest kernel": prepared.kernel.package, "accelerator": prepared.accel.name,
-                "accelerator reason": prepared.accel.reason, "initramfs": prepared.initrd,
-                "disk template": prepared.template, "kernel command line": " ".join((*domain.CMDLINE, _PER_GUEST)),
-            }  # fmt: skip
+        for spec, made in self._prepared.values():
+            known |= {"accelerator": made.accel.name, "accelerator reason": made.accel.reason}
+            known |= supplies.describe(spec.profile, made, _settings(spec))
         return known
 
     def prepare(self, spec: InstanceSpec) -> None:
@@ -165,19 +154,34 @@ class VmDriver:
         if key in self._prepared:
             return
         settings = _settings(spec)
-        kernel = fetch_kernel(self._cache) if not _has_kernel(self._cache) else guest_kernel(self._cache)
-        prepared = Prepared(
-            kernel=kernel,
-            initrd=str(initramfs.payload_initramfs(self._cache, kernel, spec.image, spec.payload)),
-            template=str(disks.ext4_template(self._context.images, spec.image, settings.disk)),
-            accel=accel.accelerator(self._cache, kernel, settings.accel),
-        )
+        made = supplies.supply(self._cache, self._context.images, spec, settings)
         if settings.network == "bridge":
             self._context.network.ensure()
-        self._open(settings.machine, prepared.accel)
-        self._prepared[key] = prepared
+        host = self._open(settings.machine, made.accel)
+        if not settings.thp and not host.connection.embedded:
+            raise HostError(
+                f"guests of {host.connection.uri} can't be kept from huge pages: they are not our children",
+                hint="--set vm.thp=true, or leave --connect out",
+            )
+        if settings.start == "clone":
+            made = self._with_template(host, spec, made)
+        self._prepared[key] = spec, made
 
-    def _open(self, machine: str, found: Accel) -> None:
+    def _with_template(self, host: Host, spec: InstanceSpec, made: Supplies) -> Supplies:
+        """Boot the guest that clones start from, and save it."""
+        size = domain.ram_of(spec, _settings(spec))
+        memory = reap.memory_folder(spec.run) / secrets.token_hex(8)  # others can't list the folder, nor guess this
+        memory.parent.mkdir(mode=0o711, exist_ok=True)
+        memory.touch(0o600)
+        memory.chmod(0o666)  # QEMU may run as another user
+        state = _folder(self._context.state / "templates") / memory.name
+        spec = msgspec.structs.replace(spec, logs=str(state.parent))  # the run has no folder for logs yet
+        with ExitStack() as stack:
+            order = self._order(spec, made, stack, domain.Memory(str(memory), size, shared=True))
+            saved = save_template(host, order, memory, size, state, _TEMPLATE_TIMEOUT)
+        return msgspec.structs.replace(made, saved=saved)
+
+    def _open(self, machine: str, found: Accel) -> Host:
         """Connect, once, and have libvirt learn what it would otherwise learn within the first launch."""
         if self._host is None:
             opened = connection.connect(self._context.state, self._cache, self._context.connect)
@@ -186,23 +190,42 @@ class VmDriver:
         opened.learn(machine, domain.domain_type(found.name))
         connection.keep_capabilities(opened, self._cache)
         become_subreaper()  # not before: libvirt waits for the QEMUs it asks to be reaped, see Reaper.sweep
+        return self._host
 
     @contextmanager
     def launch(self, spec: InstanceSpec, phases: PhaseLog) -> Iterator[VmInstance]:
-        prepared, host = self._prepared.get(_key(spec)), self._host
-        if prepared is None or host is None:
+        _, made = self._prepared.get(_key(spec), (spec, None))
+        if made is None or self._host is None:
             raise UsageError(f"{spec.id} was not prepared")
         with ExitStack() as stack:
-            place = self._place(spec, stack)
-            disk = stack.enter_context(_own_disk(Path(place.disk), Path(prepared.template), _settings(spec)))
-            xml = domain.stock_domain(
-                spec, _settings(spec), prepared.accel.name, prepared.kernel, prepared.initrd, place
-            )
-            order = Order(spec.id, xml, marks(spec.payload.ready), Path(spec.logs) if spec.logs else None)
-            stack.callback(_drop_link, spec.netdev)  # after the guest: its tap goes with its hypervisor, if all is well
-            guest = stack.enter_context(boot(host, order, phases))
-            own = [str(disk), *(str(path) for path in map(order.log, LOGS) if path is not None)]
-            yield VmInstance(spec, guest, place.address or None, own, _shared(prepared, _settings(spec)))
+            order = self._order(spec, made, stack)
+            guest = stack.enter_context(boot(self._host, order, phases))
+            own = [*order.own, *(str(path) for path in map(order.log, LOGS) if path is not None)]
+            yield VmInstance(spec, guest, order.address, own, supplies.shared_files(made, _settings(spec)))
+
+    def _order(
+        self, spec: InstanceSpec, made: Supplies, stack: ExitStack, template: domain.Memory | None = None
+    ) -> Order:
+        """One guest with what it gets from this host, which `stack` takes back; clones start from a `template`."""
+        settings = _settings(spec)
+        place = self._place(spec, stack)
+        disk, own = stack.enter_context(supplies.root_disk(Path(place.disk), made, settings))
+        place = dataclasses.replace(place, disk=disk)
+        memory = template
+        if made.saved:
+            memory = domain.Memory(made.saved.memory, made.saved.size, shared=False)
+        stack.callback(_drop_link, spec.netdev)  # after the guest: its tap goes with its hypervisor, if all is well
+        return Order(
+            id=spec.id,
+            domain=domain.make_domain(spec, settings, made.accel.name, made.kernel, made.initrd, place, memory),
+            marks=marks(spec.payload.ready),
+            logs=Path(spec.logs) if spec.logs else None,
+            huge_pages=settings.thp,
+            saved=made.saved,
+            identity=_identity(spec, settings, place) if made.saved else None,
+            own=own,
+            address=place.address or None,
+        )
 
     def _place(self, spec: InstanceSpec, stack: ExitStack) -> domain.Place:
         """Files, sockets and address of one guest; the address is given back by `stack`."""
@@ -229,8 +252,8 @@ class VmDriver:
             self._host.reaper.close()
             self._host = None
             groups.drop_empty_parents()
-        for folder in reap.FOLDERS:
-            shutil.rmtree(self._context.state / folder, ignore_errors=True)
+        for folder in (*(self._context.state / name for name in reap.FOLDERS), reap.memory_folder(self._context.run)):
+            shutil.rmtree(folder, ignore_errors=True)
         self._prepared.clear()
 
 
@@ -241,40 +264,22 @@ def _or_why(ask: Callable[[], str]) -> str:
         return f"not known: {error.message}"
 
 
-def _has_kernel(cache: Path) -> bool:
-    try:
-        guest_kernel(cache)
-    except HostError:
-        return False
-    return True
-
-
 def _folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-@contextmanager
-def _own_disk(path: Path, template: Path, settings: VmSettings) -> Iterator[Path]:
-    """The guest's own disk, removed at the end."""
-    try:
-        if settings.storage == "copy":
-            disks.copy_disk(template, path)
-        else:
-            disks.qcow2_overlay(template, path)
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
+def _identity(spec: InstanceSpec, settings: VmSettings, place: domain.Place) -> Identity:
+    return Identity(
+        hostname=spec.id, seed=secrets.token_bytes(SEED) if settings.reseed else None,
+        mac=domain.mac_of(place.address) if place.address else "",
+        address=place.address, prefix=place.prefix, gateway=place.gateway,
+    )  # fmt: skip
 
 
 def _drop_link(name: str) -> None:
     if os.path.exists(f"/sys/class/net/{name}"):
         delete_link(name)
-
-
-def _shared(prepared: Prepared, settings: VmSettings) -> list[str]:
-    backing = [prepared.template] if settings.storage == "qcow2-backing" else []
-    return [*backing, prepared.kernel.vmlinuz, prepared.initrd]
 
 
 def _settings(spec: InstanceSpec) -> VmSettings:
@@ -285,4 +290,4 @@ def _settings(spec: InstanceSpec) -> VmSettings:
 
 def _key(spec: InstanceSpec) -> bytes:
     """What `prepare` depends on."""
-    return msgspec.json.encode((spec.image.digest, spec.payload, spec.settings))
+    return msgspec.json.encode((spec.image.digest, spec.payload, spec.limits, spec.settings))

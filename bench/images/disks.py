@@ -1,8 +1,9 @@
-"""Guest disks: an ext4 file system made from an image's tree, and what each guest gets of it."""
+"""Guest disks: file systems from an image's tree (ext4; erofs to be read only), and what each guest gets of it."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from bench.model import MIB, Image
 _BLOCK = 4096
 _UUID = "62656e63-6820-4000-8000-726f6f746673"  # fixed, and the seed of directory hashes: same image, same disk
 _LABEL = "bench-root"
+_FICLONE = 0x40049409
 _STEP = 16 * MIB  # sizes we advise are multiples of it
 
 
@@ -37,6 +39,26 @@ def ext4_template(store: ImageStore, image: Image, size: int) -> Path:
             tree.mkdir()
             merge(layers, tree)  # not `store.tree`: bare processes write in that one
             _format(tree, made, size, image)
+            publish(made, path)
+    return path
+
+
+def erofs_image(store: ImageStore, image: Image) -> Path:
+    """A read-only erofs file system with the image in it, made once for each image; all guests read the same file.
+
+    Not compressed: pages are read as they are. Raises HostError without mkfs.erofs.
+    """
+    path = store.disk_path(image, "erofs")
+    if path.exists():
+        return path
+    layers = store.unpacked(image)
+    with store.writing() as scratch:
+        if not path.exists():
+            tree, made = scratch / "tree", scratch / "disk"
+            tree.mkdir()
+            merge(layers, tree)
+            run_tool(["mkfs.erofs", "--quiet", "-T0", "-U", _UUID, made, tree], timeout=600)
+            made.chmod(0o644)  # QEMU may run as another user, and nobody of libvirt's changes a shared file's owner
             publish(made, path)
     return path
 
@@ -95,6 +117,20 @@ def copy_disk(template: Path, target: Path) -> None:
         raise HostError(message, hint=f"df {target.parent}") from error
     finally:
         os.close(source)
+
+
+def reflink_disk(template: Path, target: Path) -> None:
+    """Give `target` a copy that shares the template's blocks until one of them is written.
+
+    Raises HostError where the file system can't, or the two lie on different ones.
+    """
+    with template.open("rb") as source, target.open("xb") as copy:
+        try:
+            fcntl.ioctl(copy, _FICLONE, source.fileno())
+        except OSError as error:
+            target.unlink()
+            hint = "put BENCH_STATE and BENCH_CACHE on one btrfs or xfs, or set vm.storage to copy or qcow2-backing"
+            raise HostError(f"{target}: can't share blocks of {template}: {error.strerror}", hint=hint) from error
 
 
 def _copy_data(source: int, copy: int) -> None:

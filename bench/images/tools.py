@@ -12,7 +12,7 @@ from bench.model import Completed
 
 _PACKAGES = {
     "mkfs.ext4": "e2fsprogs", "mkfs.xfs": "xfsprogs", "mkfs.btrfs": "btrfs-progs", "qemu-img": "qemu-utils",
-    "cp": "coreutils",
+    "cp": "coreutils", "mkfs.erofs": "erofs-utils",
 }  # fmt: skip
 
 

@@ -43,6 +43,10 @@ class Agent:
             raise _too_long(argv, self._guest, timeout)
         return done
 
+    def awaken(self, identity: bytes) -> None:
+        """Give a clone the identity it waits for. Raises LaunchError."""
+        self._send(identity)
+
     def ask_to_stop(self, grace: float) -> None:
         """Have the payload ended, killed after `grace` seconds, and the guest powered off; does not wait for it."""
         with contextlib.suppress(LaunchError):  # powered off already

@@ -7,6 +7,7 @@ folder for the life of a process: the first one opened serves all later runs of 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import pwd
@@ -15,12 +16,13 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import process
 from bench.errors import BenchError, CommandError, HostError, LaunchError
+from bench.linux.hugepages import children_may_have
 
 log = logging.getLogger(__name__)
 
@@ -58,10 +60,16 @@ class Connection:
     def version(self) -> str:
         return _dotted(self.handle.getLibVersion())
 
-    def create(self, xml: str) -> Any:
-        """A new domain, paused. Raises LaunchError."""
+    @property
+    def embedded(self) -> bool:
+        """Whether libvirt's driver runs in this process, so that QEMU inherits from it."""
+        return self.uri.startswith("qemu:///embed")
+
+    def create(self, xml: str, huge_pages: bool = True) -> Any:
+        """A new domain, paused. Raises LaunchError. Whether the host may back it with huge pages is inherited, and so
+        only obeyed by an embedded driver."""
         libvirt = _libvirt()
-        with errors(LaunchError, "libvirt refuses the domain"):
+        with children_may_have(huge_pages), errors(LaunchError, "libvirt refuses the domain"):
             return self.handle.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
 
     def pid_of(self, name: str) -> int:
@@ -80,7 +88,7 @@ class Connection:
         """Let go of libvirt; an embedded driver's root goes too, unless domains are left in it."""
         with contextlib.suppress(_libvirt().libvirtError):
             self.handle.close()
-        if self.uri.startswith("qemu:///embed") and not any(self.runtime.glob("*.pid")):
+        if self.embedded and not any(self.runtime.glob("*.pid")):
             root = self.runtime.parents[1]
             shutil.rmtree(root, ignore_errors=True)
             with contextlib.suppress(OSError):  # the folder of an earlier run, made again for this one's sake
@@ -121,6 +129,23 @@ def destroy(domain: Any) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
             raise translate(error, BenchError, "libvirt can't destroy the domain") from error
+
+
+def monitor(domain: Any, command: str, files: Sequence[int] = (), **arguments: object) -> dict[str, Any]:
+    """What QEMU answers to a command of QMP, `files` going with it. Raises LaunchError."""
+    import libvirt_qemu
+
+    request = json.dumps({"execute": command, "arguments": arguments})
+    with errors(LaunchError, f"QEMU refuses {command}"):
+        if files:
+            text, _ = libvirt_qemu.qemuMonitorCommandWithFiles(domain, request, list(files))
+        else:
+            text = libvirt_qemu.qemuMonitorCommand(domain, request, 0)
+    answer = json.loads(text)
+    if "error" in answer:
+        raise LaunchError(f"QEMU refuses {command}: {answer['error'].get('desc', answer['error'])}")
+    found: dict[str, Any] = answer["return"]
+    return found
 
 
 @contextlib.contextmanager

@@ -24,7 +24,9 @@ from bench.images.build import find_busybox
 from bench.model import Image, Payload
 from bench.vm.kernel import GuestKernel
 
-MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "ext4")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console")
+ROOT_MODULES = {"shared-ro": ("erofs", "overlay")}
+"""What the root file system needs, by storage; all others are ext4."""
 APPLETS = (
     "sh",
     "base64",
@@ -92,10 +94,16 @@ def _padded(data: bytes) -> bytes:
 # --- what goes in ------------------------------------------------------------------------------------------------
 
 
-def payload_initramfs(cache: Path, kernel: GuestKernel, image: Image, payload: Payload) -> Path:
-    """The cached initramfs that runs `payload` in a root made of `image`; made if it is not there."""
-    script = payload_script(image, payload).encode()
-    return build(cache, guest_entries(kernel, {"payload": script}))
+def payload_initramfs(
+    cache: Path, kernel: GuestKernel, image: Image, payload: Payload, storage: str, awaken: bytes | None = None
+) -> Path:
+    """The cached initramfs that runs `payload` in a root made of `image`; made if it is not there.
+
+    `awaken` is the program that gives clones their identity, for templates.
+    """
+    programs = {"payload": payload_script(image, payload).encode()} | ({"awaken": awaken} if awaken else {})
+    modules = (*MODULES, *ROOT_MODULES.get(storage, ("ext4",)))
+    return build(cache, guest_entries(kernel, programs, modules))
 
 
 def probe_initramfs(cache: Path, kernel: GuestKernel) -> Path:
@@ -103,15 +111,17 @@ def probe_initramfs(cache: Path, kernel: GuestKernel) -> Path:
     return build(cache, [*_base(), file("init", guest_file("probe"))])
 
 
-def guest_entries(kernel: GuestKernel, scripts: Mapping[str, bytes]) -> list[Entry]:
-    modules = [(path.name.partition(".ko")[0] + ".ko", _module(path)) for path in module_files(Path(kernel.modules))]
+def guest_entries(kernel: GuestKernel, programs: Mapping[str, bytes], names: Sequence[str]) -> list[Entry]:
+    """All of it. A kernel without a folder of modules has what it needs built in."""
+    files = module_files(Path(kernel.modules), names) if kernel.modules else []
+    modules = [(path.name.partition(".ko")[0] + ".ko", _module(path)) for path in files]
     listing = "".join(f"{name}\n" for name, _ in modules).encode()
     return [
         *_base(),
         file("init", guest_file("init")),
         folder("bench"),
         file("bench/agent", guest_file("agent")),
-        *(file(f"bench/{name}", text) for name, text in scripts.items()),
+        *(file(f"bench/{name}", data) for name, data in programs.items()),
         folder("bench/modules"),
         *(file(f"bench/modules/{name}", data, 0o644) for name, data in modules),
         file("bench/modules.list", listing, 0o644),
@@ -175,7 +185,7 @@ def environment_of(image: Image, payload: Payload) -> dict[str, str]:
 # --- kernel modules ----------------------------------------------------------------------------------------------
 
 
-def module_files(modules: Path, names: Sequence[str] = MODULES) -> list[Path]:
+def module_files(modules: Path, names: Sequence[str]) -> list[Path]:
     """Files of the modules `names` and all they depend on, dependencies first; those built in have none.
 
     Raises HostError for a module that is neither there nor built in.

@@ -20,9 +20,11 @@ from bench.linux.subreaper import Reaper, Watched
 from bench.model import Completed, Phase, PhaseLog
 from bench.vm import groups
 from bench.vm.agent import Agent
+from bench.vm.clone import WAITING_MARK, Saved, restore, save
 from bench.vm.connection import Connection, destroy, domain_gone, errors
 from bench.vm.diagnose import last_words, likely_cause
-from bench.vm.domain import Domain
+from bench.vm.elements import Domain
+from bench.vm.identity import Identity
 from bench.vm.sockets import Listener, detach
 
 log = logging.getLogger(__name__)
@@ -45,12 +47,20 @@ class Host:
 
 @dataclass(frozen=True)
 class Order:
-    """One guest to be. `marks` are looked for in its output; `logs` is where its evidence goes (None: nowhere)."""
+    """One guest to be. `marks` are looked for in its output; `logs` is where its evidence goes (None: nowhere).
+
+    A clone has `saved`, where it starts from, and the `identity` it is given. `own`: files on disk that only it has.
+    """
 
     id: str
     domain: Domain
     marks: tuple[str, ...]
     logs: Path | None = None
+    huge_pages: bool = True
+    saved: Saved | None = None
+    identity: Identity | None = None
+    own: tuple[str, ...] = ()
+    address: str | None = None
 
     def log(self, suffix: str) -> Path | None:
         return self.logs / f"{self.id}.{suffix}" if self.logs else None
@@ -85,12 +95,23 @@ class Guest:
         except EOFError:
             raise self.ended() from None
 
+    def wait_to_be_saved(self, timeout: float) -> None:
+        """Wait for a template to come to where its clones begin. Raises ReadyTimeoutError or LaunchError."""
+        try:
+            self.console.wait(WAITING_MARK, timeout)
+        except TimeoutError:
+            raise self.not_ready(timeout) from None
+        except EOFError:
+            raise self.ended() from None
+
     def ready_at(self, stamp: int) -> None:
         self.stamp_boot()
         self.phases.stamp(Phase.READY, stamp)
 
     def stamp_boot(self) -> None:
         """Stamp what the console has shown so far; on failure too, it says how far the guest came."""
+        if self.order.saved:  # its console begins in the middle of the template's life
+            return
         stamps = {Phase.KERNEL: self.console.first_byte, Phase.INIT: self.console.stamp(INIT_MARK)}
         for phase, at in stamps.items():
             if at is not None:
@@ -160,18 +181,31 @@ def boot(host: Host, order: Order, phases: PhaseLog) -> Iterator[Guest]:
         with ExitStack() as opening:
             listeners = [opening.enter_context(Listener(Path(path))) for path in _paths(order.domain)]
             with host.reaper.sweeping("qemu", _PATIENCE):
-                handle = host.connection.create(order.domain.text())
+                handle = host.connection.create(order.domain.text(), order.huge_pages)
             phases.stamp(Phase.CREATED)
             undo = stack.enter_context(ExitStack())
             undo.callback(destroy, handle)
             guest = _adopt(host, order, handle, listeners, phases)
         stack.callback(guest.remove)
         undo.pop_all()
+        if order.saved:
+            restore(handle, Path(order.saved.state))
         with errors(LaunchError, f"{order.id} does not start"):
             handle.resume()
         phases.stamp(Phase.STARTED)
+        if order.identity:
+            guest.agent.awaken(order.identity.packed())
         _keep_evidence(guest)
         yield guest
+
+
+def save_template(host: Host, order: Order, memory: Path, size: int, state: Path, timeout: float) -> Saved:
+    """Boot the template, save it where it waits for an identity, and end it. Raises LaunchError."""
+    began = time.monotonic()
+    with boot(host, order, PhaseLog()) as guest:
+        guest.wait_to_be_saved(timeout)
+        save(guest.handle, state)
+    return Saved(str(memory), str(state), size, time.monotonic() - began)
 
 
 def _paths(domain: Domain) -> list[str]:
@@ -184,7 +218,7 @@ def _adopt(host: Host, order: Order, handle: Any, listeners: list[Listener], pha
     console, output, agent = (listener.accept(_CONNECT) for listener in listeners)
     watched = host.reaper.watch(pid)
     streams = (
-        host.hub.watch(detach(console), marks=(INIT_MARK,), log=order.log("console.log")),
+        host.hub.watch(detach(console), marks=(INIT_MARK, WAITING_MARK), log=order.log("console.log")),
         host.hub.watch(detach(output), marks=order.marks, log=order.log("payload.log")),
     )
     return Guest(order, handle, watched, *streams, Agent(agent, order.id), phases)

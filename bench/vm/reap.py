@@ -17,7 +17,7 @@ from bench.model import Leftover, RunId, token_of
 from bench.vm import groups
 from bench.vm.machine import command_line
 
-FOLDERS = ("disks", "sockets", "libvirt")
+FOLDERS = ("disks", "sockets", "templates", "libvirt")
 """Folders of a run's state that are the VM driver's."""
 
 
@@ -26,10 +26,15 @@ def domain_prefix(run: RunId) -> str:
     return f"bench-{token_of(run)}-"
 
 
+def memory_folder(run: RunId) -> Path:
+    """Where the run keeps memory that clones share: on tmpfs, so that it is never written to a disk."""
+    return Path("/dev/shm") / f"bench-{token_of(run)}"
+
+
 def reap_guests(run: RunId, state: Path) -> list[Leftover]:
     """Kill the run's guests and remove their cgroups, files and sockets; returns what was found. Idempotent."""
     prefix = domain_prefix(run)
-    return [*_kill_all(prefix), *_drop_groups(prefix), *_drop_files(state)]
+    return [*_kill_all(prefix), *_drop_groups(prefix), *_drop_files(state, memory_folder(run))]
 
 
 def hypervisors(prefix: str) -> Iterator[tuple[int, str]]:
@@ -75,10 +80,9 @@ def _drop_groups(prefix: str) -> list[Leftover]:
     return [Leftover("cgroup", path) for path in found]
 
 
-def _drop_files(state: Path) -> list[Leftover]:
+def _drop_files(state: Path, memory: Path) -> list[Leftover]:
     found = []
-    for folder in FOLDERS:
-        path = state / folder
+    for path in (*(state / folder for folder in FOLDERS), memory):
         if path.is_dir():
             found += [Leftover("file", str(entry)) for entry in sorted(path.iterdir())]
             shutil.rmtree(path)

@@ -232,8 +232,7 @@ GROUPS = [f"/sys/fs/cgroup/{name}" for name in ("memory", "pids")] if layout().v
 def test_the_cgroup_mount_shows_its_own_groups_as_roots(boxes: Boxes) -> None:
     told = boxes.run(
         with_mounts(
-            "cat /proc/self/mounts /proc/1/cgroup; find /sys/fs/cgroup -name 'b*'; "
-            f"echo > {GROUPS[-1]}/cgroup.procs",
+            f"cat /proc/self/mounts /proc/1/cgroup; find /sys/fs/cgroup -name 'b*'; echo > {GROUPS[-1]}/cgroup.procs",
             CGROUPS,
         )
     )

@@ -156,13 +156,13 @@ def test_a_payload_that_ends_is_told_with_its_status(driver: VmDriver, make_spec
 @pytest.fixture
 def changed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Plant a fault: launch with a domain that differs from what it should be."""
-    make = domain.stock_domain
+    make = domain.make_domain
 
     def change(**fields: object) -> None:
         def faulty(*arguments: object) -> domain.Domain:
             return dataclasses.replace(make(*arguments), **fields)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(vm.domain, "stock_domain", faulty)
+        monkeypatch.setattr(vm.domain, "make_domain", faulty)
 
     return change
 

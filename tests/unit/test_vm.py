@@ -14,12 +14,14 @@ import typing
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from bench.config import PROFILES
 from bench.errors import CommandError, HostError, LaunchError
 from bench.linux.subreaper import Reaper
 from bench.model import MIB, Image, InstanceSpec, Limits, Payload, Ready, RunId, VmSettings
-from bench.vm import accel, agent, connection, diagnose, domain, groups, initramfs, kernel, reap
+from bench.vm import accel, agent, connection, diagnose, domain, elements, groups, initramfs, kernel, reap
 from bench.vm.sockets import Listener
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -42,16 +44,33 @@ def spec(cpus: float = 1.0) -> InstanceSpec:
 def a_domain(name: str) -> domain.Domain:
     """The domains that golden files hold."""
     initrd = "/cache/initramfs/0.cpio"
+    profile = name.split("-")[1]
+    if profile in ("lean", "micro", "clone"):
+        settings = profile_settings(profile)
+        memory = domain.Memory("/dev/shm/bench-k3x9ab/0a", 48 * MIB, shared="template" in name)
+        return domain.make_domain(
+            spec(), settings, "tcg", KERNEL, initrd, PLACE, memory if profile == "clone" else None
+        )
     if name == "vm-stock-tcg":
-        return domain.stock_domain(spec(), VmSettings(), "tcg", KERNEL, initrd, PLACE)
+        return domain.make_domain(spec(), VmSettings(), "tcg", KERNEL, initrd, PLACE)
     if name == "vm-stock-kvm":
-        return domain.stock_domain(spec(2.0), VmSettings(), "kvm", KERNEL, initrd, PLACE)
+        return domain.make_domain(spec(2.0), VmSettings(), "kvm", KERNEL, initrd, PLACE)
+    if name == "vm-reporting":
+        settings = VmSettings(tb_cache=8 * MIB, ksm=False, devices="minimal", balloon="reporting")
+        return domain.make_domain(spec(2.0), settings, "kvm", KERNEL, initrd, PLACE)
     settings = VmSettings(storage="qcow2-backing", network="none")
     alone = domain.Place("/state/disks/k3x9ab-v12.qcow2", PLACE.console, PLACE.payload, PLACE.agent)
-    return domain.stock_domain(spec(1.5), settings, "tcg", KERNEL, initrd, alone)
+    return domain.make_domain(spec(1.5), settings, "tcg", KERNEL, initrd, alone)
 
 
-DOMAINS = ("vm-stock-tcg", "vm-stock-kvm", "vm-qcow2-alone-quota")
+def profile_settings(profile: str) -> VmSettings:
+    return msgspec.convert(PROFILES[f"vm:{profile}"], VmSettings)
+
+
+DOMAINS = (
+    "vm-stock-tcg", "vm-stock-kvm", "vm-qcow2-alone-quota", "vm-reporting", "vm-lean", "vm-micro",
+    "vm-clone-template", "vm-clone",
+)  # fmt: skip
 
 
 # --- domain XML --------------------------------------------------------------------------------------------------
@@ -71,17 +90,17 @@ def test_every_field_is_exercised_by_a_golden_file() -> None:
     seen = {place for name in DOMAINS for place in _written(a_domain(name))}
     missing = [
         f"{kind.__name__}.{field}"
-        for kind in domain.Element.__subclasses__()
-        for field in domain.places(kind)
+        for kind in elements.Element.__subclasses__()
+        for field in elements.places(kind)
         if (kind.__name__, field) not in seen
     ]
     assert not missing
 
 
-def _written(element: domain.Element) -> typing.Iterator[tuple[str, str]]:
+def _written(element: elements.Element) -> typing.Iterator[tuple[str, str]]:
     """(class, field) of all that is set in `element` and found in its XML at its place."""
     node = element.xml()
-    for field, path in domain.places(type(element)).items():
+    for field, path in elements.places(type(element)).items():
         value = getattr(element, field)
         if value is None or value == ():
             continue
@@ -104,7 +123,7 @@ def _at(node: ET.Element, path: str) -> str | None:
 
 
 def test_every_class_is_a_frozen_record() -> None:
-    for kind in domain.Element.__subclasses__():
+    for kind in elements.Element.__subclasses__():
         assert dataclasses.is_dataclass(kind)
         assert kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
 
@@ -123,7 +142,7 @@ def test_libvirt_takes_the_domain_and_keeps_what_we_said() -> None:
         assert kept.find("devices/interface/source").get("bridge") == "bnk3x9abbr0"
         assert kept.find("devices/interface/target").get("dev") == "bnk3x9abv12"
         assert [node.get("name") for node in kept.findall("devices/channel/target")] == ["bench.payload", "bench.agent"]
-        assert kept.find(f"metadata/{{{domain.NAMESPACE}}}run").get("id") == RUN
+        assert kept.find(f"metadata/{{{elements.NAMESPACE}}}run").get("id") == RUN
         assert kept.findtext("on_reboot") == "destroy"
         made.undefine()
     finally:
@@ -131,9 +150,9 @@ def test_libvirt_takes_the_domain_and_keeps_what_we_said() -> None:
 
 
 def test_command_line_holds_what_differs_between_guests() -> None:
-    words = domain.cmdline("k3x9ab-v12", PLACE).split()
+    words = domain.cmdline("k3x9ab-v12", PLACE, VmSettings()).split()
     assert words[-3:] == ["bench.hostname=k3x9ab-v12", "bench.address=198.18.0.9/20", "bench.gateway=198.18.0.1"]
-    assert "bench.address" not in domain.cmdline("x", domain.Place("d", "c", "p", "a"))
+    assert "bench.address" not in domain.cmdline("x", domain.Place("d", "c", "p", "a"), VmSettings())
 
 
 def test_macs_differ_where_addresses_do() -> None:
