@@ -91,9 +91,17 @@ class Recipe:
             return program.operations(action(*values), number)
         if (placed := PLACED.get(name)) is not None:
             return lambda place, _: program.operations(placed(self, place), number)
+        if name == "mask":
+            hide = mounts.mask(values[0], lambda: self._hide_folder(*values))
+            return program.operations(hide, number)
         if name == "seccomp":
             return program.operations(self._filter(*values), number)
         return [((lambda: getattr(self.child, name)(*values)), None, number)]
+
+    def _hide_folder(self, path: str) -> None:
+        if self.child is None:
+            raise LookupError(f"nobody is there to hide {path}")
+        self.child.mask_folder(path)
 
     def _filter(self, path: str, flags: int) -> Op:
         with open(path, "rb") as file:
@@ -288,6 +296,7 @@ class Child:
         self.configuration = b""  # netlink messages for our end of the veth pair
         self.trees: list[int] = []
         self.trace: list[tuple[int, int]] = []
+        self._masked: str | None = None  # the first masked folder
         self.target = -1  # pidfd of the instance that an exec joins
 
     def become(self, steps: list[Step], compiled: Program, traced: bool = False) -> NoReturn:
@@ -353,6 +362,10 @@ class Child:
 
     def place_tree(self, number: int, target: str, folder: bool) -> None:
         mounts.place(self.trees[number], target, folder)
+
+    def mask_folder(self, path: str) -> None:
+        mounts.mask_folder(path, self._masked)
+        self._masked = self._masked or path
 
     def own_null(self) -> None:
         """The container's null device for the host's in our streams: of that one its root could change the mode."""
@@ -441,7 +454,11 @@ class Borrower(Child):
     def work(self, pid: int) -> None:
         """All but the exec; `pid`: its number on the host."""
         if self._wirer is not None:
-            self._wirer.ask(pid, self.place)
+            try:
+                self._wirer.ask(pid, self.place)
+            except OSError as error:
+                self._wirer, self.untied = None, str(error.filename)
+                raise
         program.run(self.made)
 
     def await_parent(self) -> None:

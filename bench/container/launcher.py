@@ -1,8 +1,8 @@
 """The process that clones: small, single-threaded, its own program, so that forking it is cheap and safe.
 
-The client holds the other end of a SOCK_SEQPACKET pair: one request a message, one answer, descriptors
-beside either. Requests: learn, launch, start, exec, wait, destroy. The launcher is the parent of every instance's first
-process and the subreaper of the rest; when the client goes away it kills what it launched and ends.
+The client holds the other end of a SOCK_SEQPACKET pair: one request a message, one answer, descriptors beside
+either. Requests: learn, launch, start, exec, wait, end, destroy. The launcher is the parent of every instance's
+first process and the subreaper of the rest; when the client goes away it kills what it launched and ends.
 
 Only light modules here: every launch copies this heap.
 """
@@ -113,7 +113,7 @@ class Launcher:
     def _answer(self, request: dict[str, Any], fds: Sequence[int]) -> Answer:
         verbs = {
             "learn": self.learn, "launch": self.launch, "start": self.start, "exec": self.exec, "wait": self.wait,
-            "destroy": self.destroy,
+            "end": self.end, "destroy": self.destroy,
         }  # fmt: skip
         try:
             return verbs[request.pop("do")](request, fds)
@@ -129,8 +129,6 @@ class Launcher:
         for name, *_values in (*recipe.steps, *recipe.exec_steps):
             if name in _NEEDED:
                 __import__(_NEEDED[name])
-        if recipe.borrows and recipe.awaits and self.wirer is None:
-            self.wirer = Wirer()
         self.recipes[request["recipe"]] = recipe
         return {}, ()
 
@@ -164,9 +162,14 @@ class Launcher:
 
     def _lend(self, recipe: Recipe, place: Place, fds: Sequence[int], with_pidfd: bool) -> Answer:
         """Launch without a fork: the child borrows our memory, and we go on when it is the payload."""
+        self._collect()
+        if place.device and self.wirer is None:
+            self.wirer = Wirer()
         with Ends() as ends:
             fds = fds or self._piped(ends)
             recipe.child = child = Borrower(recipe, place, Streams(-1, *fds), self.wirer)
+            # Its mm is ours: nobody who may not trace us is to reach it, from wherever it can be seen.
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             try:
                 pid = self.borrowing.spawn(recipe.namespaces, child.work, recipe.execve(place))
             except OSError as error:
@@ -175,10 +178,16 @@ class Launcher:
                     self._discard(pid)
                     child.settle()
                 raise _told(error, recipe, place, child.untied) from error
+            finally:
+                syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
             started = time.monotonic_ns()
             self.running.add(pid)
             if with_pidfd:
-                ends.add(pidfd=os.pidfd_open(pid))
+                try:
+                    ends.add(pidfd=os.pidfd_open(pid))
+                except OSError:
+                    self._discard(pid)
+                    raise
             return {"pid": pid, "created": self.borrowing.born, "started": started}, ends.take("pidfd", "output")
 
     def _piped(self, ends: Ends) -> tuple[int, int, int]:
@@ -291,6 +300,13 @@ class Launcher:
         self._await_end(pid)
         return {"status": self.exited.pop(pid, None)}, ()
 
+    def end(self, request: dict[str, Any], _: Sequence[int]) -> Answer:
+        """Kill those of `pids` that still run, without waiting: many at once end sooner than one after the other."""
+        for pid in request["pids"]:
+            if pid in self.running:
+                os.kill(pid, syscalls.SIGKILL)
+        return {}, ()
+
     def destroy(self, request: dict[str, Any], _: Sequence[int]) -> Answer:
         """Kill and reap the instance, whatever else is in its groups, and remove them. Idempotent."""
         recipe = self.recipes[request["recipe"]]
@@ -338,6 +354,9 @@ class Launcher:
             return
 
     def _note(self, pid: int, status: int) -> None:
+        if self.wirer is not None and pid == self.wirer.pid:
+            self.wirer.lost()
+            self.wirer = None
         if pid in self.running:
             self.running.remove(pid)
             code = os.waitstatus_to_exitcode(status)
@@ -478,7 +497,8 @@ def main(fd: int) -> None:
     launcher = Launcher(_socket.socket(fileno=fd))
     try:
         launcher.serve()
-    except Broken:
+    except Broken as broken:
+        os.write(2, f"bench's launcher ends, and what it launched: {broken}\n".encode())
         launcher.kill()
         os._exit(_BROKEN)
 

@@ -21,6 +21,7 @@ from bench.container.spec_records import Capabilities, Device, Hook, IdMapping, 
 from bench.errors import ConfigError
 from bench.linux import syscalls
 from bench.linux.capabilities import NUMBERS, last_capability
+from bench.linux.mounts import OVERLAY_ROOT
 
 Step = list[Any]
 
@@ -172,7 +173,7 @@ def _mounts(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step
         root = str(kitchen.bundle / spec.root.path)
         yield ["bind_root", root]
     else:
-        root = "root"
+        root = OVERLAY_ROOT
         yield ["own_folder"]
         yield list(kitchen.root)
     yield ["pivot_own_root"] if kitchen.root == OWN_ROOT else ["pivot", root]

@@ -5,6 +5,7 @@ The child a launch is about asks, and reads the answer when it needs its interfa
 
 from __future__ import annotations
 
+import errno
 import os
 
 from bench.linux import messages, netlink, syscalls
@@ -32,22 +33,33 @@ class Wirer:
     def ask(self, pid: int, place: Place) -> None:
         """For the veth pair of `place`, its end eth0 in the network namespace of `pid`."""
         question = [pid, place.device, place.bridge, place.address, place.prefix, place.gateway]
-        os.write(self._fd, messages.encode(question))
+        try:
+            os.write(self._fd, messages.encode(question))
+        except OSError as error:
+            raise _gone() from error
 
     def answer(self) -> bytes:
         """What `netlink.apply` takes inside. Raises OSError naming what could not be made."""
         said = messages.read(self._fd)
         if said is None:
-            raise ConnectionResetError("the process that ties instances to their bridge is gone")
+            raise _gone()
         number, what, configuration = said
         if number:
             raise OSError(number, os.strerror(number), what)
         return bytes(configuration)
 
+    def lost(self) -> None:
+        """It has ended by itself and is reaped."""
+        os.close(self._fd)
+
     def close(self) -> None:
         os.close(self._fd)
         os.kill(self.pid, syscalls.SIGKILL)
         os.waitpid(self.pid, 0)
+
+
+def _gone() -> OSError:
+    return OSError(errno.ECONNRESET, "the process that ties instances to their bridge is gone", "network")
 
 
 def _serve(fd: int) -> None:
@@ -62,6 +74,6 @@ def _tie(
 ) -> tuple[int, str, bytes]:
     try:
         netlink.attach(link, device, "eth0", peer_pid=pid, master=bridge)
+        return 0, "", netlink.configuration(address, prefix, gateway)
     except OSError as error:
-        return error.errno or 0, str(error.filename), b""
-    return 0, "", netlink.configuration(address, prefix, gateway)
+        return error.errno or errno.EINVAL, str(error.filename or address), b""

@@ -7,7 +7,7 @@ of its own, in this interpreter, while the kernel holds us (CLONE_VM, CLONE_VFOR
 The function has to return before exec, for the interpreter's state is ours as well. So what the child runs is a chain
 of contexts (makecontext(3)), each going on to the next when it returns: the function, execve, and where that fails a
 note of its errno, then _exit. What the function does to the process (namespaces, credentials, descriptors, folders)
-is the child's alone; what it does to memory is done to us.
+is the child's alone; what it does to memory, whether it can be dumped included, is done to us.
 
 A child that is killed before its function returned leaves the interpreter in the middle of a call that nobody
 finishes: `Broken`, after which the only safe thing to do is to end. The kernel's OOM killer spares such children.
@@ -85,6 +85,7 @@ class Borrowing:
         self._used = True
         self.born, self._returned = 0, False
         self.failure: OSError | None = None
+        self._fault: BaseException | None = None
         self._arm()
 
     def _arm(self) -> None:
@@ -101,7 +102,7 @@ class Borrowing:
         """
         self.born, self._work, self._execve = 0, work, execve
         self._pid.value = 0
-        self._returned, self.failure = False, None
+        self._returned, self.failure, self._fault = False, None, None
         self._arm()
         self._first.set(self._run_at)
         self._exec.set(self._exit_at, 127)  # until all has worked
@@ -114,6 +115,8 @@ class Borrowing:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "clone")
         if not self._returned:
             raise Broken(f"{pid} was killed before it became {execve[1]!r}")
+        if self._fault is not None:
+            sys.excepthook(type(self._fault), self._fault, self._fault.__traceback__)
         if self.failure is not None:
             raise self.failure
         return int(pid)
@@ -135,6 +138,8 @@ class Borrowing:
             self.failure = None
         except OSError as error:
             self.failure = error
+        except BaseException as fault:  # told by us: the child would read its source lines, from its own root
+            self._fault = fault
         finally:
             sys.meta_path = finders
             self._returned = True

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_MESSAGE = 1 << 17
+_MAX_READ = 1 << 16  # below the size from which on memory is mapped for it, and unmapped again
 _INT = 4  # bytes of a descriptor
 
 
@@ -38,7 +39,8 @@ def send(link: _socket.socket, message: bytes, fds: Sequence[int] = ()) -> None:
 def receive(link: _socket.socket, fds: int) -> tuple[Any, list[int]]:
     """A message and up to `fds` descriptors, closed on exec; None as message: the other end is gone."""
     space = _socket.CMSG_LEN(fds * _INT) if fds else 0
-    data, ancillary, _, _ = link.recvmsg(MAX_MESSAGE, space, _socket.MSG_CMSG_CLOEXEC)
+    size = link.recv_into(bytearray(1), 1, _socket.MSG_PEEK | _socket.MSG_TRUNC)  # all would be mapped anew each time
+    data, ancillary, _, _ = link.recvmsg(size, space, _socket.MSG_CMSG_CLOEXEC)
     got = [
         int.from_bytes(packed[at : at + _INT], "little")
         for _, _, packed in ancillary
@@ -48,6 +50,6 @@ def receive(link: _socket.socket, fds: int) -> tuple[Any, list[int]]:
 
 
 def read(fd: int) -> Any:
-    """The next message of a descriptor that carries nothing beside them; None: the other end is gone."""
-    data = os.read(fd, MAX_MESSAGE)
+    """The next message, of at most 64 KiB, of a descriptor that carries nothing beside; None: the other end is gone."""
+    data = os.read(fd, _MAX_READ)
     return marshal.loads(data) if data else None

@@ -17,18 +17,20 @@ from bench.linux import syscalls as sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from bench.linux.program import Op
 
 NULL = os.makedev(1, 3)
-SAFE = sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC
 
 
 def escaped(path: str) -> str:
     """Overlay options split at `:` and `,`; a backslash keeps a character as it is."""
     return path.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
 
+
+OVERLAY_ROOT = "work"
+"""Where `overlay_root` mounts, in the working folder."""
 
 SAFE = sys.MS_NOSUID | sys.MS_NODEV | sys.MS_NOEXEC
 
@@ -41,11 +43,13 @@ def propagation(flags: int) -> Op:
 def overlay_root(lower: str, options: str) -> Iterator[Op]:
     """The root, in the working folder: `lower` is overlay's lowerdir, what the container writes is in `upper`.
 
-    Relative paths: so all containers of one kind share their recipe.
+    Relative paths: so all containers of one kind share their recipe. It is mounted over its own work folder, where
+    nobody has anything to look for: one folder less to make.
     """
-    for folder in ("upper", "work", "root"):
+    for folder in ("upper", OVERLAY_ROOT):
         yield from program.mkdir(folder)
-    yield program.mount("overlay", "root", "overlay", 0, f"lowerdir={lower},upperdir=upper,workdir=work{options}")
+    data = f"lowerdir={lower},upperdir=upper,workdir={OVERLAY_ROOT}{options}"
+    yield program.mount("overlay", OVERLAY_ROOT, "overlay", 0, data)
 
 
 def bind_root(path: str) -> Op:
@@ -159,17 +163,25 @@ def read_only(target: str) -> Iterator[Op]:
         yield remount(target, sys.MS_RDONLY)
 
 
-def mask(target: str) -> Iterator[Op]:
-    """Hide a path: a file behind /dev/null, a folder behind an empty read-only tmpfs."""
+def mask(target: str, folder: Callable[[], object]) -> Iterator[Op]:
+    """Hide a path: a file behind /dev/null; `folder`: how, if it is one."""
     yield program.mount("/dev/null", target, "", sys.MS_BIND, "", {0: 1, errno.ENOENT: 1, errno.ENOTDIR: 0})
-    yield program.mount("tmpfs", target, "tmpfs", sys.MS_RDONLY, "size=0")
+    yield folder, None
+
+
+def mask_folder(target: str, other: str | None) -> None:
+    """Behind an empty read-only tmpfs: that over `other` once more, for a new one costs as much as several steps."""
+    if other is None:
+        sys.mount("tmpfs", target, "tmpfs", sys.MS_RDONLY, "size=0")
+    else:
+        sys.mount(other, target, "", sys.MS_BIND)
 
 
 ACTIONS = {
     action.__name__: action
     for action in (
         propagation, bind_root, overlay_root, pivot, drop_old_root, make_folder, filesystem, cgroups, propagate,
-        remount, contained, device, fifo, symlink, read_only, mask,
+        remount, contained, device, fifo, symlink, read_only,
     )
 }  # fmt: skip
 """By name, as a recipe's steps call them."""

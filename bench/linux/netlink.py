@@ -154,8 +154,11 @@ class Netlink:
             code, number = self._answer()
             if code and failed is None and first <= number:
                 failed = OSError(code, os.strerror(code), requests[number - first][0])
-        if failed is not None:
-            raise failed
+        try:
+            if failed is not None:
+                raise failed
+        finally:
+            del failed  # else it and this frame would keep each other, where nothing collects them
 
     def _answer(self) -> tuple[int, int]:
         """Errno (0: done) and sequence number of one answer."""

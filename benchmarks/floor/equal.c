@@ -248,9 +248,12 @@ static void root_file_system(const char *own) {
         if (mount(frozen[i], frozen[i], "", MS_BIND | MS_REC, NULL) && errno == ENOENT) continue;
         must(!mount("none", frozen[i], "", MS_BIND | MS_REMOUNT | MS_RDONLY | safe, NULL), frozen[i]);
     }
+    const char *folder = NULL; /* the first masked one: what hides it hides the others too */
     for (unsigned i = 0; i < sizeof masked / sizeof *masked; i++) {
         if (!mount("/dev/null", masked[i], "", MS_BIND, NULL) || errno == ENOENT) continue;
-        must(errno == ENOTDIR && !mount("tmpfs", masked[i], "tmpfs", MS_RDONLY, "size=0"), masked[i]);
+        must(errno == ENOTDIR, masked[i]);
+        if (folder) must(!mount(folder, masked[i], "", MS_BIND, NULL), masked[i]);
+        else must(!mount("tmpfs", folder = masked[i], "tmpfs", MS_RDONLY, "size=0"), masked[i]);
     }
 }
 

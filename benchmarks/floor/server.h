@@ -44,10 +44,10 @@ static pid_t clone_with(uint64_t flags) {
     return syscall(SYS_clone3, &args, sizeof args);
 }
 
-/* The three folders of an overlay: made inside the timed window. */
+/* The two folders of an overlay, whose root is mounted over its work folder: made inside the timed window. */
 static void make_folders(const char *own) {
     char path[512];
-    for (const char **part = (const char *[]){"upper", "work", "root", NULL}; *part; part++) {
+    for (const char **part = (const char *[]){"upper", "work", NULL}; *part; part++) {
         snprintf(path, sizeof path, "%s/%s", own, *part);
         must(!mkdir(path, 0755), path);
     }
@@ -55,7 +55,7 @@ static void make_folders(const char *own) {
 
 static void mount_overlay(const char *own, char *root, size_t size) {
     char options[4096];
-    snprintf(root, size, "%s/root", own);
+    snprintf(root, size, "%s/work", own);
     snprintf(options, sizeof options, "lowerdir=%s,upperdir=%s/upper,workdir=%s/work", lower, own, own);
     must(!mount("none", "/", "", MS_REC | MS_PRIVATE, NULL), "private");
     must(!mount("overlay", root, "overlay", 0, options), "overlay");
@@ -63,7 +63,7 @@ static void mount_overlay(const char *own, char *root, size_t size) {
 
 static void remove_folders(int id) {
     char path[512];
-    for (const char **part = (const char *[]){"upper", "work/work", "work", "root", ".", NULL}; *part; part++) {
+    for (const char **part = (const char *[]){"upper", "work/work", "work", ".", NULL}; *part; part++) {
         snprintf(path, sizeof path, "%s/%d/%s", work, id, *part);
         if (!strcmp(*part, ".")) snprintf(path, sizeof path, "%s/%d", work, id);
         must(!rmdir(path) || errno == ENOENT, path);

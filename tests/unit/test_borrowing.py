@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,22 @@ def test_a_fault_of_ours_never_becomes_the_program() -> None:
     assert found == ["OSError 71 127", "ZeroDivisionError: integer division or modulo by zero"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="chroot needs root; remedy: run as root")
+def test_a_fault_is_not_told_from_the_childs_root(tmp_path: Path) -> None:
+    """A traceback shows source lines by their path: in the child those would be the container's files."""
+    source = tmp_path / "evil.py"
+    source.write_text("# coding: evil\nstolen = 1\n")
+    script = f"""
+code = compile("def fault(pid):\\n    os.chroot({str(tmp_path)!r}); os.chdir('/'); 1 // 0", "/evil.py", "exec")
+exec(code)
+spawn(fault, "/bin/true")
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", _START + script], capture_output=True, text=True)
+    assert done.stdout == "OSError 71 127\n"
+    assert "ZeroDivisionError" in done.stderr
+    assert "stolen" not in done.stderr
+
+
 def test_a_child_can_not_import_into_us() -> None:
     found = _said(
         "import builtins\nspawn(lambda _: __import__('this'), '/bin/true')\nimport bench.errors\nprint('fine')"
@@ -103,8 +120,14 @@ def test_a_plain_recipe_may() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"uid_map": "0 1000 1\n"}, {"joins": [["/proc/1/ns/net", 1]]}, {"unified": "/sys/fs/cgroup/x"},
-        {"hooks": [{"path": "/x"}]}, {"terminal": True}, {"steps": [["hold"]]}, {"steps": [["rlimit", 1, 2, 3]]},
+        {"uid_map": "0 1000 1\n"},
+        {"joins": [["/proc/1/ns/net", 1]]},
+        {"unified": "/sys/fs/cgroup/x"},
+        {"hooks": [{"path": "/x"}]},
+        {"terminal": True},
+        {"steps": [["hold"]]},
+        {"steps": [["rlimit", 1, 2, 3]]},
+        {"steps": [["user", 0, 0, []], ["user", 7, 0, []]]},
     ],
 )  # fmt: skip
 def test_what_needs_a_fork_may_not(other: dict[str, object]) -> None:
@@ -129,6 +152,18 @@ def _filter(tmp_path: Path, denied: int | None) -> str:
 def test_a_filter_must_let_it_go_on(tmp_path: Path, denied: int | None, may: bool) -> None:
     steps = [["session"], ["seccomp", _filter(tmp_path, denied), 0], ["capabilities", 0, 0, 0]]
     assert borrow.possible({**FIELDS, "steps": steps}) is may
+
+
+def test_a_filter_that_minds_one_argument_does_not(tmp_path: Path) -> None:
+    refusal = bpf.Instruction(bpf.RETURN, 0, 0, seccomp.RET_KILL_PROCESS)
+    checks = [
+        bpf.Instruction(bpf.LOAD, 0, 0, bpf.NUMBER), bpf.Instruction(bpf.JEQ, 0, 3, 157),
+        bpf.Instruction(bpf.LOAD, 0, 0, 16), bpf.Instruction(bpf.JEQ, 0, 1, 47), refusal,
+        bpf.Instruction(bpf.RETURN, 0, 0, seccomp.RET_ALLOW),
+    ]  # fmt: skip
+    path = tmp_path / "filter"
+    path.write_bytes(bpf.encode(checks))
+    assert not borrow.possible({**FIELDS, "steps": [["seccomp", str(path), 0]]})
 
 
 def test_nothing_else_may_come_after_the_filter(tmp_path: Path) -> None:
