@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bench import __version__
+from bench.errors import UsageError
 from bench.verbs.container import container
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def doctor(as_json: bool, connect: str | None) -> int:
 
 
 @cli.command(epilog=EXIT_CODES)
-@click.argument("scenario")
+@click.argument("scenario", required=False)
 @click.option("--drivers", metavar="A,B:PROFILE", help="Only these drivers, comma-separated.")
 @click.option("--count", type=int, metavar="N", help="Ramp every driver to N instances.")
 @click.option("--rounds", type=int, metavar="R", help="Passes over all drivers.")
@@ -74,11 +75,13 @@ def doctor(as_json: bool, connect: str | None) -> int:
 @click.option("--max-time", metavar="T", help='Begin no launch after this long, like "10 min".')
 @_connect
 @_results
+@click.option("--resume", metavar="RUN", help="Go on with RUN, which was cut short: do exactly what it is missing.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, and what it will take, and stop.")
 @_json
 def run(
-    scenario: str, drivers: str | None, count: int | None, rounds: int | None, seed: int | None, image: str | None,
-    overrides: Sequence[str], max_time: str | None, connect: str | None, results: Path, dry_run: bool, as_json: bool,
+    scenario: str | None, drivers: str | None, count: int | None, rounds: int | None, seed: int | None,
+    image: str | None, overrides: Sequence[str], max_time: str | None, connect: str | None, results: Path,
+    resume: str | None, dry_run: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Run SCENARIO (a name from `bench list scenarios`, or a TOML file) and store what was measured.
 
@@ -95,6 +98,13 @@ def run(
         max_time=max_time,
         overrides=tuple(overrides),
     )
+    if resume is not None:
+        from bench.verbs import resume as resuming
+
+        request = resuming.request(resume, scenario, options, results, connect)
+        return running.show_plan(request, as_json) if dry_run else resuming.resume(request, as_json)
+    if scenario is None:
+        raise UsageError("SCENARIO is missing", hint="bench list scenarios; or --resume RUN")
     request = running.request(scenario, options, results, connect)
     return running.show_plan(request, as_json) if dry_run else running.execute(request, as_json)
 

@@ -284,13 +284,20 @@ _WORDS = {
 def load_scenario(source: Path, *, overrides: Sequence[str] = ()) -> Scenario:
     """The scenario in `source`, with `--set` values (`a.b=value`) over it. Raises ConfigError."""
     try:
-        raw = tomllib.loads(source.read_text(encoding="utf-8"))
+        text = source.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source}: cannot be read: {error}") from error
+    return parse_scenario(text, str(source), overrides=overrides)
+
+
+def parse_scenario(text: str, source: str, *, overrides: Sequence[str] = ()) -> Scenario:
+    """The scenario that `text` from `source` is, with `--set` values over it. Raises ConfigError."""
+    try:
+        raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not a TOML file: {error}") from error
-    origins = {_override(raw, text): "--set" for text in overrides}
-    return _Loader(str(source), raw, origins).scenario()
+    origins = {_override(raw, one): "--set" for one in overrides}
+    return _Loader(source, raw, origins).scenario()
 
 
 def with_options(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from bench.config import Scenario, settings_for
@@ -27,6 +28,7 @@ class Trial(Struct, frozen=True):
     count: int
     steps: tuple[int, ...]  # numbers alive at which a sample is taken: 0, 1, 2, 4, ..., count
     warmups: int
+    first: int  # number of its first instance: unique within the run, and the same when a run is resumed
 
     @property
     def launches(self) -> int:
@@ -49,6 +51,10 @@ class Plan(Struct, frozen=True):
         """The trials' ids in the order they run, as `run.json` stores them."""
         return tuple(trial.id for trial in self.trials)
 
+    def without(self, done: Collection[str]) -> Plan:
+        """What is left once the trials with these ids are done."""
+        return msgspec.structs.replace(self, trials=tuple(trial for trial in self.trials if trial.id not in done))
+
 
 def make_plan(scenario: Scenario, seed: int, targets: Sequence[tuple[str, str]] = ()) -> Plan:
     """Every round is one pass over all drivers, shuffled by `seed`. Raises ConfigError for more launches than names.
@@ -57,10 +63,13 @@ def make_plan(scenario: Scenario, seed: int, targets: Sequence[tuple[str, str]] 
     """
     shuffler = random.Random(seed)
     trials: list[Trial] = []
+    first = 1
     for number in range(1, scenario.rounds + 1):
         order = list(targets or scenario.targets())
         shuffler.shuffle(order)
-        trials += [_ramp(scenario, number, driver, profile) for driver, profile in order]
+        for driver, profile in order:
+            trials.append(_ramp(scenario, number, driver, profile, first))
+            first += trials[-1].launches
     plan = Plan(seed, tuple(trials))
     if plan.launches > MAX_LAUNCHES:
         raise ConfigError(
@@ -75,11 +84,10 @@ def ramp_steps(count: int) -> tuple[int, ...]:
     return (0, *(1 << power for power in range((count - 1).bit_length())), count)
 
 
-def _ramp(scenario: Scenario, number: int, driver: str, profile: str) -> Trial:
+def _ramp(scenario: Scenario, number: int, driver: str, profile: str, first: int) -> Trial:
     count = scenario.count_for(driver)
-    return Trial(
-        f"r{number}-{driver}:{profile}", number, driver, profile, "ramp", count, ramp_steps(count), scenario.warmups
-    )
+    name = f"r{number}-{driver}:{profile}"
+    return Trial(name, number, driver, profile, "ramp", count, ramp_steps(count), scenario.warmups, first)
 
 
 # --- what it will roughly cost --------------------------------------------------------------------------------------
@@ -120,8 +128,9 @@ def estimate(plan: Plan, scenario: Scenario, *, accelerator: str | None = None) 
     rules = {target: _rule(scenario, *target, accelerator) for target in scenario.targets()}
     return Estimate(
         seconds=sum(_seconds(trial, rules[trial.driver, trial.profile], scenario.settle) for trial in plan.trials),
-        memory=max(trial.count * rules[trial.driver, trial.profile].memory for trial in plan.trials),
-        disk=_SHARED_DISK + max(trial.count * rules[trial.driver, trial.profile].disk for trial in plan.trials),
+        memory=max((trial.count * rules[trial.driver, trial.profile].memory for trial in plan.trials), default=0),
+        disk=_SHARED_DISK
+        + max((trial.count * rules[trial.driver, trial.profile].disk for trial in plan.trials), default=0),
     )
 
 

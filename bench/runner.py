@@ -109,6 +109,7 @@ class _Ramp:
     """State of the trial under way."""
 
     trial: Trial
+    launched: int = 0
     live: list[_Live] = field(default_factory=list)
     launching_ns: int = 0
     alive: int = 0
@@ -123,7 +124,6 @@ class Runner:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._number = 0
 
     def prepare(self) -> None:
         """All that is not timed, once for every driver and profile."""
@@ -243,8 +243,8 @@ class Runner:
         )
 
     def _launch(self, ramp: _Ramp, *, warmup: bool) -> None:
-        self._number += 1
-        spec = self._spec(ramp.trial, self._number)
+        spec = self._spec(ramp.trial, ramp.trial.first + ramp.launched)
+        ramp.launched += 1
         alive = len(ramp.live)
         self._job.progress.doing(f"{'warm up' if warmup else 'launch'} {spec.driver} {spec.id}")
         phases = PhaseLog()
@@ -339,7 +339,7 @@ class Runner:
     def _conclude(self, ramp: _Ramp) -> TrialRecord:
         record = TrialRecord(
             **self._labels(ramp.trial),
-            outcome=ramp.outcome,
+            outcome=ramp.outcome if ramp.limiter else Outcome.FAILED,
             alive=ramp.alive,
             asked=ramp.trial.count,
             limiter=ramp.limiter or "error",

@@ -2,6 +2,10 @@
 
 from bench.store.files import give_to_caller
 from bench.store.reader import RunData, find_run, list_runs, read_info, read_run
+from bench.store.resume import Past, ResumedWriter, read_past
 from bench.store.writer import RunWriter
 
-__all__ = ["RunData", "RunWriter", "find_run", "give_to_caller", "list_runs", "read_info", "read_run"]
+__all__ = [
+    "Past", "ResumedWriter", "RunData", "RunWriter", "find_run", "give_to_caller", "list_runs", "read_info",
+    "read_past", "read_run",
+]  # fmt: skip

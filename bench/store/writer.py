@@ -37,9 +37,7 @@ class RunWriter:
 
     def __enter__(self) -> Self:
         """Raises ResultsError if the folder is there already or can't be made."""
-        self._make()
-        write_atomic(self.path / RUN, _pretty(self.info))
-        write_atomic(self.path / HOST, _pretty({**msgspec.to_builtins(self._host), "schema": SCHEMA}))
+        self._begin()
         trials = self.path / TRIALS
         try:
             self._file = self._stack.enter_context(trials.open("ab"))
@@ -92,8 +90,15 @@ class RunWriter:
             warnings=(*self.info.warnings, *warnings),
             accelerator=accelerator or self.info.accelerator or next(filter(None, seen), None),
         )
-        write_atomic(self.path / RUN, _pretty(self.info))
+        write_atomic(self.path / RUN, pretty(self.info))
         write_timings(msgspec.structs.replace(data, info=self.info), self.path / TIMINGS)
+
+    def _begin(self) -> None:
+        """run.json comes last: a folder that has one is whole, whenever this process is killed."""
+        self._make()
+        write_atomic(self.path / TRIALS, b"")
+        write_atomic(self.path / HOST, pretty({**msgspec.to_builtins(self._host), "schema": SCHEMA}))
+        write_atomic(self.path / RUN, pretty(self.info))
 
     def _make(self) -> None:
         if self.path.exists():
@@ -114,5 +119,6 @@ class RunWriter:
         return self._file
 
 
-def _pretty(value: object) -> bytes:
+def pretty(value: object) -> bytes:
+    """A file that people read too."""
     return msgspec.json.format(to_json(value), indent=2) + b"\n"

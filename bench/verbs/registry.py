@@ -73,6 +73,15 @@ def entries() -> list[Entry]:
     return sorted(found, key=lambda entry: entry.run)
 
 
+def alive(run: RunId) -> Entry | None:
+    """The entry of `run` if a process has it under way."""
+    for entry in entries():
+        if entry.run == run:
+            with claimed(entry) as state:
+                return entry if state is None else None
+    return None
+
+
 @contextmanager
 def claimed(entry: Entry) -> Iterator[Path | None]:
     """The state folder of a dead run, locked against others that clean; None while the run lives."""

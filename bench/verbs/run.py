@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from msgspec import Struct
 
-from bench.config import effective_toml, find_scenario, load_scenario, with_options
+from bench.config import Scenario, effective_toml, find_scenario, load_scenario, with_options
 from bench.host import memory_available
 from bench.model import RunId
 from bench.plan import estimate, make_plan
@@ -33,8 +33,15 @@ class Options(Struct, frozen=True):
 
 def request(name: str, options: Options, results: Path, connect: str | None) -> session.Request:
     """The validated request. Raises UsageError or ConfigError."""
-    scenario = load_scenario(find_scenario(name), overrides=options.overrides)
-    scenario = with_options(
+    scenario = with_given(load_scenario(find_scenario(name), overrides=options.overrides), options)
+    seed = scenario.seed if scenario.seed is not None else random.SystemRandom().randrange(2**31)
+    plan = make_plan(scenario, seed)
+    return session.Request(scenario, plan, results, connect, ("bench", *sys.argv[1:]))
+
+
+def with_given(scenario: Scenario, options: Options) -> Scenario:
+    """`scenario` with all options but `--set` over it."""
+    return with_options(
         scenario,
         drivers=[options.drivers] if options.drivers is not None else None,
         count=options.count,
@@ -43,9 +50,6 @@ def request(name: str, options: Options, results: Path, connect: str | None) -> 
         image=options.image,
         max_time=options.max_time,
     )
-    seed = scenario.seed if scenario.seed is not None else random.SystemRandom().randrange(2**31)
-    plan = make_plan(scenario, seed)
-    return session.Request(scenario, plan, results, connect, ("bench", *sys.argv[1:]))
 
 
 def show_plan(request: session.Request, as_json: bool) -> int:

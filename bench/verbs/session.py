@@ -45,9 +45,11 @@ from bench.paths import cache_dir, run_state, state_dir
 from bench.plan import Plan
 from bench.runner import Job, Progress, Runner
 from bench.samplers import cpu_seconds, default_samplers
+from bench.store.resume import Past, ResumedWriter
 from bench.store.writer import RunWriter, Status
 from bench.verbs.interrupts import Interrupts
 from bench.verbs.registry import Entry, claimed, entries, registered
+from bench.verbs.same import require_same, require_same_accelerators, require_same_host
 
 _VERSIONED = ("pyperf", "pandas", "scipy", "matplotlib", "msgspec", "libvirt-python", "pyroute2")
 
@@ -67,6 +69,7 @@ class Request:
     results: Path
     connect: str | None
     command: tuple[str, ...]
+    past: Past | None = None  # of a run that goes on: `plan` holds what is missing
 
 
 @dataclass
@@ -91,14 +94,20 @@ def run(request: Request, progress: Progress, interrupts: Interrupts) -> Outcome
     """Do the run. Raises BenchError before anything is measured if it can't be done here; after that what was
     measured is kept, also when interrupted."""
     started = time.time()
-    run_id = new_run_id(request.scenario.name, started, random.SystemRandom())
+    past = request.past
+    run_id = past.info.run if past else new_run_id(request.scenario.name, started, random.SystemRandom())
     check_results(request.results)
     progress.doing("look at the host")
     host = host_facts()
+    if past:
+        require_same_host(past.host, host)
     for name, (support, _) in supports(host, [name for name, _ in request.scenario.targets()], request.connect).items():
         require(name, support)
     require_memory(request.scenario, host)
     outcomes = Outcomes(run_id, request.results / run_id)
+    if past:
+        bury(run_id)
+        outcomes = Outcomes(run_id, past.path, list(past.done))
     entry = Entry(run_id, os.getpid(), str(request.results), request.connect)
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(registered(entry))
@@ -165,16 +174,24 @@ def _measure(
 ) -> None:
     scenario = request.scenario
     context.launcher.start()
-    host = measure_floor_costs(host)
+    if not request.past:
+        host = measure_floor_costs(host)
     progress.doing(f"image {scenario.image}")
     image, payload = context.images.resolve(scenario.image), payload_for(scenario)
+    if request.past:
+        require_same("image", request.past.info.image.digest, image.digest)
     if "vm" in drivers:
         require_root(account_of(context.images, image).user, image.name)
     runner = Runner(_job(request, context, drivers, progress, interrupts, image, payload, outcomes.path, host))
     runner.prepare()
     effective = {f"{name}:{profile}": dict(drivers[name].describe()) for name, profile in scenario.targets()}
-    info = _info(request, context.run, started, image, payload, effective)
-    with RunWriter(request.results, info, host) as writer:
+    if request.past:
+        require_same_accelerators(request.past.info.drivers, effective)
+        store: RunWriter = ResumedWriter(request.past)
+    else:
+        info = _info(request, context.run, started, image, payload, effective)
+        store = RunWriter(request.results, info, host)
+    with store as writer:
         status: Status = "interrupted"
         try:
             runner.run(writer, outcomes.trials)
@@ -193,6 +210,13 @@ def _finish(writer: RunWriter, drivers: Mapping[str, Driver], run_id: RunId, sta
     for text in warnings:
         writer.append(NoteRecord(date=time.time(), level="warning", text=text))
     writer.finish(status, time.time(), warnings=warnings)
+
+
+def bury(run: RunId) -> None:
+    """Remove what the dead process of `run` left, so that it can go on. Raises UsageError while one is alive."""
+    for entry, found in clean(lambda one: one.run == run):
+        if found is None:
+            raise UsageError(f"{run} is alive (pid {entry.pid})", hint="it goes on by itself: wait for its end")
 
 
 def require(name: str, support: Support) -> None:

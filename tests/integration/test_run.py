@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.model import RunId
-from bench.store import read_run
+from bench.model import LaunchRecord, RunId, TrialRecord
+from bench.store import read_past, read_run
 from tests.integration import packed
 from tests.integration.traces import traces
 
@@ -77,6 +77,28 @@ def test_a_run_of_processes_and_containers(results: Path, tmp_path: Path) -> Non
     assert bench("report", run, "-o", str(page), results=results).returncode == 0
     assert "<svg" in page.read_text()
     assert not traces(RunId(run))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "words", "metric"),
+    [
+        ("startup", ["--drivers", "process,container", "--rounds", "3"], "startup.reply"),
+        ("memory", ["--drivers", "process,container", "--rounds", "1", "--count", "4"], "memory.marginal"),
+        ("disk", ["--drivers", "container,container:copy", "--rounds", "1", "--count", "2"], "disk.marginal"),
+    ],
+)
+def test_a_scenario_answers_its_own_question(scenario: str, words: list[str], metric: str, results: Path) -> None:
+    done = bench("run", scenario, *words, "--set", "settle=0.1", "--json", results=results)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    found = {f"{row['driver']}:{row['profile']}": row for row in said["summary"] if row["metric"] == metric}
+    assert said["scenario"] == scenario
+    assert len(found) == 2
+    if scenario == "startup":
+        assert {row["n"] for row in found.values()} == {3}, "each launch counts by itself"
+    if scenario == "disk":
+        assert found["container:copy"]["median"] > 2**20 > found["container:default"]["median"]
+    assert not traces(RunId(said["run"]))
 
 
 def _kinds(folder: Path) -> Iterator[object]:
@@ -212,3 +234,33 @@ def test_a_second_interrupt_ends_at_once_and_clean_finishes_the_job(results: Pat
     assert "bench clean" in err
     assert bench("clean", results=results).returncode == 0
     assert not traces(name)
+
+
+def test_after_kill_9_resume_does_what_is_missing(results: Path) -> None:
+    run = start(results, "--drivers", "process", "--count", "4", "--rounds", "3")
+    name = await_launches(results, 7)  # in the second of three ramps of five launches
+    live = bench("run", "--resume", name, results=results)
+    assert live.returncode == 2
+    assert "is alive" in live.stderr
+    run.kill()
+    run.communicate()
+    ended = read_past(results / name).done
+    assert len(ended) < 3, "nothing is missing is no test"
+    other = bench("run", "density", "--count", "5", "--resume", name, results=results)
+    assert other.returncode == 2
+    assert "is of another scenario" in other.stderr
+    done = bench("run", "--resume", name, results=results)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == name
+    data = read_run(results / name)
+    assert data.info.status == "done"
+    assert not data.warnings
+    trials = [record for record in data.records if isinstance(record, TrialRecord)]
+    assert [one.trial for one in trials] == list(data.info.plan)
+    assert {one.alive for one in trials} == {4}
+    assert trials[: len(ended)] == list(ended), "what had ended was not done again"
+    launched = [record.instance for record in data.records if isinstance(record, LaunchRecord)]
+    assert len(launched) == len(set(launched)) == 3 * 5
+    assert not traces(name)
+    again = bench("run", "--resume", name, results=results)
+    assert (again.returncode, read_run(results / name)) == (0, data)

@@ -326,6 +326,20 @@ def test_find_by_name_here_first_then_shipped(tmp_path: Path, monkeypatch: pytes
     assert set(builtin_scenarios()) == {path.stem for path in DENSITY.parent.glob("*.toml")}
 
 
+def test_shipped_scenarios_go_by_their_own_name_and_ask_their_own_question() -> None:
+    shipped = {name: load_scenario(path) for name, path in builtin_scenarios().items()}
+    assert {name: scenario.name for name, scenario in shipped.items()} == {name: name for name in shipped}
+    assert {"density", "startup", "memory", "disk"} <= set(shipped)
+    startup, memory, disk = (shipped[name] for name in ("startup", "memory", "disk"))
+    assert {startup.count_for(driver) for driver in SETTINGS} == {1}, "launches alone on the host"
+    assert startup.rounds >= 20
+    assert startup.warmups >= 1, "the first launch after another driver's is not warm"
+    assert memory.payload == disk.payload == "idle"
+    assert memory.settle > shipped["density"].settle
+    storages = {getattr(settings_for(disk, *target), "storage", None) for target in disk.targets()}
+    assert storages == {None, "overlay", "copy", "qcow2-backing"}
+
+
 def test_find_by_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     with pytest.raises(UsageError, match=r"no scenario file .*mine\.toml"):
