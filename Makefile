@@ -3,6 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv/bin
 REQUIRE ?= root,libvirt
+# In a process of its own: one process can open libvirt's embedded driver only so often ("Too many drivers").
+PROFILES := tests/integration/test_vm_profiles.py
 RIG_DRIVERS ?= process,container,vm
 
 .PHONY: bench-analysis help setup density test test-full test-rig unit integration lint images bench-cli bench-runtime bench-runtime-scale bench-vm kernel lock clean
@@ -34,14 +36,16 @@ unit: setup ## tests without root, KVM and network, under 30 s
 integration: setup-test ## real containers and real guests; what is missing skips, or fails with REQUIRE=root,libvirt
 	@$(VENV)/bench image build
 	@$(VENV)/bench kernel build
-	$(VENV)/pytest tests/integration -m "not slow" --require=$(REQUIRE)
+	$(VENV)/pytest tests/integration -m "not slow" --require=$(REQUIRE) --ignore=$(PROFILES)
+	$(VENV)/pytest $(PROFILES) -m "not slow" --require=$(REQUIRE)
 
 test: setup-test lint unit integration ## set-up, lint, types, import rules, unit and integration tests
 
 test-full: setup-test lint unit ## `make test` and the slow ones
 	@$(VENV)/bench image build
 	@$(VENV)/bench kernel build
-	$(VENV)/pytest tests/integration --require=$(REQUIRE)
+	$(VENV)/pytest tests/integration --require=$(REQUIRE) --ignore=$(PROFILES)
+	$(VENV)/pytest $(PROFILES) --require=$(REQUIRE)
 
 test-rig: ## kvm guests and pure cgroup v2, proved in a guest inside this host (as root; see docs/testing.md)
 	@tools/setup.sh --rig

@@ -201,7 +201,7 @@ def in_namespace(root: Root, own: Path, then: str) -> str:
     work = (
         "import json, os, sys; from bench.linux import mounts, program\n"
         "action, *values = json.loads(sys.argv[1])\n"
-        "root = values[0] if action == 'bind_root' else 'root'\n"
+        "root = values[0] if action == 'bind_root' else mounts.OVERLAY_ROOT\n"
         "steps = [['propagation', 1 << 18 | 16384], [action, *values], ['pivot', root], ['drop_old_root']]\n"
         "for name, *values in steps: program.run(program.operations(mounts.ACTIONS[name](*values), 0))\n"
     )
