@@ -33,7 +33,9 @@ _READ, _WRITE, _OPEN, _CLOSE, _RT_SIGACTION, _DUP2, _GETPID, _EXECVE = 0, 1, 2, 
 _CHDIR, _MKDIR, _SYMLINK, _CHOWN, _UMASK, _SETSID, _MKNOD, _PIVOT_ROOT = 80, 83, 88, 92, 95, 112, 133, 155
 _PRCTL, _CHROOT, _MOUNT, _UMOUNT2, _SETHOSTNAME, _SETDOMAINNAME, _UNSHARE = 157, 161, 165, 166, 170, 171, 272
 _SECCOMP, _SECCOMP_SET_MODE_FILTER = 317, 1
-_SIGNALS = (13, 25)  # SIGPIPE, SIGXFSZ: the interpreter ignores them, and exec would hand that on
+_SIGNALS = (1, 2, 3, 13, 15, 25)
+"""HUP, INT, QUIT, TERM may be ignored by who started us (nohup, a shell's `&`), PIPE and XFSZ are by the interpreter:
+exec would hand that on."""
 
 _syscall = ctypes.PyDLL(None, use_errno=True).syscall
 
