@@ -14,7 +14,7 @@ from typing import Any
 from bench.linux import bpf, seccomp
 from bench.linux.borrowing import SUPPORTED
 
-_FORKING = frozenset(("hold", "reaper", "hook", "start_hook", "terminal", "rlimit", "bind_own_root"))
+_FORKING = frozenset(("hold", "reaper", "hook", "start_hook", "terminal", "rlimit"))
 _UNDER_IT = frozenset(("capabilities", "ambient_set"))
 _CALLS = {
     "mmap": 9, "munmap": 11, "brk": 12, "rt_sigprocmask": 14, "madvise": 28, "execve": 59, "exit": 60, "capset": 126,

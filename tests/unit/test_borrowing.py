@@ -117,6 +117,12 @@ def test_a_plain_recipe_may() -> None:
     assert borrow.possible(FIELDS)
 
 
+def test_no_storage_is_slower_for_being_forked() -> None:
+    """Storages are compared with each other: their roots come to be in the same kind of child."""
+    for root in (["overlay_root", "/lower", ""], ["bind_own_root"]):
+        assert borrow.possible({**FIELDS, "steps": [root]})
+
+
 @pytest.mark.parametrize(
     "other",
     [
