@@ -36,6 +36,8 @@ _MEANINGS = {
     ): "the upper folder's file system can't be one (an overlay itself?): set BENCH_STATE to a folder on ext4 or xfs",
     ("ENOSPC", "clone"): "a limit on namespaces is reached: see /proc/sys/user/max_*_namespaces",
     ("EAGAIN", "clone"): "no more processes: see ulimit -u, /proc/sys/kernel/pid_max and the pids cgroup",
+    ("EACCES", "clone"): "the container's cgroup is not below one that you may write and are in as well: on cgroup v2 "
+    "give the command with systemd-run --user --scope --property=Delegate=yes, or where the container was started",
     ("EXFULL", "veth"): "the bridge is full: a Linux bridge holds 1,023 ports",
     ("ENOENT", "exec"): "the image has no such program, or not the interpreter it names",
     ("EACCES", "exec"): "the file is not executable",
@@ -53,6 +55,13 @@ def explain(report: dict[str, Any]) -> str:
     )
     text = str(report["error"]) if name in str(report["error"]) else f"{name}: {report['error']}"
     return f"{step}: {text}" + (f" ({meaning})" if meaning else "")
+
+
+def meant(report: Mapping[str, Any]) -> int | None:
+    """The errno, unless it says of a disk what is true of a limit on namespaces or groups."""
+    number = int(report["errno"])
+    misleads = number == errno.ENOSPC and any(word in str(report["step"]) for word in ("clone", "group", "unshare"))
+    return None if misleads else number or None
 
 
 class Placed(Struct, frozen=True):
@@ -155,7 +164,7 @@ class Launcher:
         if answer is None:
             raise LaunchError("the launcher died", hint="look for its last words above, or for an OOM kill in dmesg")
         if "failed" in answer:
-            raise LaunchError(explain(answer["failed"]))
+            raise LaunchError(explain(answer["failed"]), errno=meant(answer["failed"]))
         return answer, got
 
     def learn(self, fields: Mapping[str, Any]) -> int:

@@ -119,7 +119,7 @@ def _freeze(record: Record, frozen: bool) -> None:
     if (found := _freezer(record)) is None:
         raise HostError(
             f"container {record.name} can't be paused: it has no freezer cgroup",
-            hint="containers of an ordinary user have no cgroups; start it as root",
+            hint="start it where that one is delegated to you, or as root",
         )
     group, unified = found
     if unified:

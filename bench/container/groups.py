@@ -21,11 +21,12 @@ from bench.container.limits import WITHOUT, Settings, refuse_idle, v1_settings, 
 from bench.container.spec_records import Resources
 from bench.errors import HostError
 from bench.linux import cgroups, devices
-from bench.model import RunId, token_of
+from bench.model import Leftover, RunId, token_of
 
 _ALWAYS = ("memory", "cpu", "cpuacct", "pids")
 _REMOVE_TIMEOUT = 5.0  # seconds until killed processes have left their groups
-_DELEGATED = ("memory", "cpu", "pids", "cpuset", "io")
+CONTROLLERS = ("memory", "cpu", "pids", "cpuset", "io")
+"""Those of v2 that are handed down, where there."""
 
 
 class Groups(Struct, frozen=True):
@@ -51,10 +52,11 @@ class Groups(Struct, frozen=True):
 
 
 class CgroupLayout(Struct, frozen=True):
-    """How this host mounts its controllers."""
+    """How this host mounts its controllers; or, `delegated`, where an ordinary user's groups of them are."""
 
     v1: dict[str, str]  # controller -> mount point
     v2: str | None
+    delegated: bool = False
 
     @property
     def kind(self) -> str:
@@ -79,7 +81,7 @@ class CgroupLayout(Struct, frozen=True):
             return self._v1(parent, resources, pausable)
         if self.v2:
             settings = v2_settings(resources, Path(self.v2))
-            _refuse_unavailable(settings, Path(self.v2))
+            self._refuse_unavailable(settings, Path(self.v2))
             folder = f"{parent}/{_rules_name(resources)}" if ruled else parent
             return Groups({"unified": f"{self.v2}/{folder}"}, {"unified": settings}, True)
         raise HostError("no cgroup hierarchy is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup")
@@ -88,7 +90,7 @@ class CgroupLayout(Struct, frozen=True):
         wanted = {name: Settings() for name in _ALWAYS if name in self.v1}
         for controller, file, value in v1_settings(resources):
             if controller not in self.v1:
-                raise HostError(f"no {controller} cgroups on this host, so {file} can't be set", hint="leave it out")
+                raise self._without(controller, file)
             wanted.setdefault(controller, []).append((file, value))
         if pausable and "freezer" in self.v1:
             wanted.setdefault("freezer", [])
@@ -100,10 +102,25 @@ class CgroupLayout(Struct, frozen=True):
     def _refuse_missing(self, wanted: dict[str, Settings]) -> None:
         """Files of every group are there in the ones the host has already, save for a hierarchy's root."""
         for controller, settings in wanted.items():
-            below = next((one for one in Path(self.v1[controller]).glob("*/")), None)
+            top = Path(self.v1[controller])
+            below = top if self.delegated else next((one for one in top.glob("*/")), None)
             for file, _ in settings:
                 if below is not None and not (below / file).exists():
                     raise HostError(f"this kernel can't enforce {file}", hint=WITHOUT.get(file, "leave it out"))
+
+    def _refuse_unavailable(self, settings: Settings, top: Path) -> None:
+        """What can be asked of v2 before any group is there: whether its root has the files' controllers."""
+        file = top / "cgroup.controllers"
+        there = file.read_text().split() if file.exists() else CONTROLLERS
+        for name, _ in settings:
+            if (controller := name.partition(".")[0]) not in there:
+                raise self._without(controller, name)
+
+    def _without(self, controller: str, file: str) -> HostError:
+        if self.delegated:
+            hint = "have it delegated as well, or leave it out"
+            return HostError(f"no {controller} cgroups are delegated to you, so {file} can't be set", hint=hint)
+        return HostError(f"no {controller} controller on this host, so {file} can't be set", hint="leave it out")
 
     def prepare(self, parent: str) -> None:
         """Make the groups that instances' groups are below; on v2 hand the controllers down, which only then arrive."""
@@ -113,7 +130,7 @@ class CgroupLayout(Struct, frozen=True):
             _open_cpusets(Path(self.v1["cpuset"]), parent)
         if not self.v1 and self.v2:
             for folder in (self.v2, *(f"{self.v2}/{one}" for one in _and_above(parent))):
-                _delegate(folder)
+                _delegate(folder, () if self.delegated else CONTROLLERS[:3])
 
 
 def run_group(run: RunId) -> str:
@@ -132,24 +149,15 @@ def _and_above(parent: str) -> list[str]:
     return ["/".join(parts[: end + 1]) for end in range(len(parts))]
 
 
-def _refuse_unavailable(settings: Settings, top: Path) -> None:
-    """What can be asked of v2 before any group is there: whether its root has the files' controllers."""
-    file = top / "cgroup.controllers"
-    there = file.read_text().split() if file.exists() else _DELEGATED
-    for name, _ in settings:
-        if (controller := name.partition(".")[0]) not in there:
-            raise HostError(f"no {controller} controller on this host, so {name} can't be set", hint="leave it out")
-
-
-def _delegate(folder: str) -> None:
+def _delegate(folder: str, needed: Sequence[str] = CONTROLLERS[:3]) -> None:
     with open(f"{folder}/cgroup.controllers") as file:
         there = file.read().split()
-    for name in _DELEGATED[:3]:
+    for name in needed:
         if name not in there:
             raise HostError(
                 f"the {name} controller is not available in {folder}", hint="cgroup_enable, or systemd's Delegate="
             )
-    for name in _DELEGATED:
+    for name in CONTROLLERS:
         if name in there:
             _hand_down(folder, name)
 
@@ -257,14 +265,31 @@ def members(paths: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted({pid for path in paths for pid in cgroups.pids(path)}))
 
 
-def leftovers(run: RunId) -> list[str]:
-    """Groups of the run that still exist, the run's own folders included."""
-    return [path for path in layout().parents(run) if os.path.isdir(path)]
+def leftovers(run: RunId, host: CgroupLayout | None = None) -> list[str]:
+    """Groups of the run that still exist, the run's own folders included. `host`: where they were, if not as root's."""
+    return [path for path in (host or layout()).parents(run) if os.path.isdir(path)]
 
 
-def remove_all(run: RunId) -> None:
+def reap_groups(run: RunId, host: CgroupLayout | None = None) -> list[Leftover]:
+    """Kill what is left in the run's groups, frozen or not, and remove them; what that was."""
+    paths = leftovers(run, host)
+    found = [Leftover("process", f"pid {pid}") for pid in members(paths)]
+    found += [Leftover("cgroup", path) for path in paths]
+    for path in paths:
+        _thaw(Path(path))
+    remove_all(run, host)
+    return found
+
+
+def _thaw(group: Path) -> None:
+    """A frozen process can't be killed."""
+    for file in (*group.rglob("freezer.state"), *group.rglob("cgroup.freeze")):
+        file.write_text("THAWED" if file.name == "freezer.state" else "0")
+
+
+def remove_all(run: RunId, host: CgroupLayout | None = None) -> None:
     """Kill what is left in the run's groups and remove them. For a run whose launcher is gone."""
-    for path in leftovers(run):
+    for path in leftovers(run, host):
         deadline = time.monotonic() + _REMOVE_TIMEOUT
         while (left := cgroups.pids(path)) and time.monotonic() < deadline:
             for pid in left:

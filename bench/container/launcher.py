@@ -93,17 +93,25 @@ class Launcher:
 
     def serve(self) -> None:
         """Answer requests until the other side is gone; then kill what was launched."""
-        while True:
-            request, fds = messages.receive(self.link, 3)
-            if request is None:
-                break
-            answer, sent = self._answer(request, fds)
-            messages.send(self.link, messages.encode(answer), sent)
-            for fd in (*fds, *sent):
-                os.close(fd)
+        while self._serve_one():
+            pass
         self.kill()
         if self.wirer is not None:
             self.wirer.close()
+
+    def _serve_one(self) -> bool:
+        """False if the other side is gone: it may have been killed while we were at work for it."""
+        try:
+            request, fds = messages.receive(self.link, 3)
+            if request is None:
+                return False
+            answer, sent = self._answer(request, fds)
+            messages.send(self.link, messages.encode(answer), sent)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        for fd in (*fds, *sent):
+            os.close(fd)
+        return True
 
     def kill(self) -> None:
         """What was launched."""
@@ -214,11 +222,10 @@ class Launcher:
         return pid
 
     def _born(self, recipe: Recipe, place: Place) -> tuple[int, int]:
+        group = f"{recipe.unified}/{place.name}" if recipe.unified else ""
         if recipe.joins:
-            return _born_inside(recipe.joins, recipe.namespaces)
-        if not recipe.unified:
-            return syscalls.clone3(recipe.namespaces)
-        return _born_into(f"{recipe.unified}/{place.name}", recipe.namespaces)
+            return _born_inside(recipe.joins, recipe.namespaces, group)
+        return _born_into(group, recipe.namespaces) if group else syscalls.clone3(recipe.namespaces)
 
     def _outfit(self, recipe: Recipe, place: Place, pid: int, ends: Ends) -> None:
         """What only the parent can do: id maps, groups of a user namespace, veth; the child mounts meanwhile."""
@@ -403,16 +410,17 @@ def _born_into(group: str, namespaces: int) -> tuple[int, int]:
         os.close(into)
 
 
-def _born_inside(joins: list[tuple[str, int]], namespaces: int) -> tuple[int, int]:
+def _born_inside(joins: list[tuple[str, int]], namespaces: int, group: str) -> tuple[int, int]:
     """A child in namespaces that exist: only a child of the one who joins is in a pid or user namespace.
 
-    So one process more, which joins and clones a sibling of its own, our child, and ends.
+    So one process more, which joins and clones a sibling of its own, our child, and ends. `group`: as for `_born_into`;
+    empty: none.
     """
     said, say = os.pipe()
     between = os.fork()
     if not between:
         os.close(said)
-        pid = _join_and_clone(joins, namespaces, say)
+        pid = _join_and_clone(joins, namespaces, group, say)
         os.close(say)
         if pid:
             os._exit(0)
@@ -426,16 +434,20 @@ def _born_inside(joins: list[tuple[str, int]], namespaces: int) -> tuple[int, in
     return report["pid"], os.pidfd_open(report["pid"])
 
 
-def _join_and_clone(joins: list[tuple[str, int]], namespaces: int, say: int) -> int:
+def _join_and_clone(joins: list[tuple[str, int]], namespaces: int, group: str, say: int) -> int:
     """The new child's pid, told to the launcher as well; 0 in that child; -1 if it failed."""
-    step = ""
+    step = group
     try:
+        into = os.open(group, os.O_PATH | os.O_CLOEXEC) if group else None
+        if group and any(flag == syscalls.CLONE_NEWCGROUP for _, flag in joins):
+            cgroups.attach(group, 0)  # ourselves: from in there, the group is out of reach
+            into = None
         for step, flag in joins:
             fd = os.open(step, os.O_RDONLY | os.O_CLOEXEC)
             syscalls.setns(fd, flag)
             os.close(fd)
         step = "clone3"
-        pid, _ = syscalls.clone3(namespaces | syscalls.CLONE_PARENT)
+        pid, _ = syscalls.clone3(namespaces | syscalls.CLONE_PARENT, into)
     except OSError as error:
         report = {"step": ["join", step], "errno": error.errno or 0, "error": str(error)}
         os.write(say, messages.encode(report))

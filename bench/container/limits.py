@@ -80,7 +80,7 @@ def v2_settings(resources: Resources, top: Path) -> Settings:
     if resources.pids is not None and resources.pids.limit:
         settings.append(("pids.max", _or_max(resources.pids.limit)))
     if resources.block_io is not None and resources.block_io.weight:
-        if not any(top.glob("*/io.bfq.weight")):
+        if not any(top.glob("*/io.bfq.weight")) and not (top / "io.bfq.weight").exists():
             raise HostError("this kernel can't enforce io.bfq.weight", hint=WITHOUT["blkio.weight"])
         settings.append(("io.bfq.weight", str(resources.block_io.weight)))
     return settings

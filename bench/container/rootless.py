@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from bench import process
 from bench.container.client import Launcher, Placed
+from bench.container.delegation import Delegation
 from bench.container.groups import Groups
 from bench.container.recipe import CLONE
 from bench.container.spec_records import IdMapping, Mount, Namespace, Resources, Spec
@@ -28,6 +29,9 @@ _TUN = "/dev/net/tun"
 _NETWORK_TIMEOUT = 10.0  # s
 _REMOVE_TIMEOUT = 60.0  # s
 NO_GROUPS = Groups({}, {}, False)
+NOT_DELEGATED = Delegation()
+_GIVES = {"memory": "limits of memory", "cpu": "limits of CPU time", "pids": "limits of processes", "freezer": "pause"}
+_DELEGATE = "systemd-run --user --scope --property=Delegate=yes before the command, or run it as root, or leave it out"
 
 
 def id_maps(user_id: int | None = None, slash: Path = Path("/")) -> tuple[tuple[IdMapping, ...], tuple[IdMapping, ...]]:
@@ -59,24 +63,32 @@ def _given(path: Path, uid: int) -> tuple[int, int] | None:
     return None
 
 
-def without_root(spec: Spec, limit: str | None) -> Spec:
-    """The same container with a user namespace around it. Raises HostError for what needs root: `limit` is the first
-    limit that was asked for."""
-    if limit is not None:
-        raise HostError(f"{limit} needs cgroups, and none is delegated to you", hint="run it as root, or leave it out")
+def without_root(spec: Spec, limit: str | None, delegation: Delegation = NOT_DELEGATED) -> Spec:
+    """The same container with a user namespace around it. Raises HostError for what needs root, or a delegation:
+    `limit` is the first limit that was asked for."""
+    held = delegation.host is not None
+    if not held and (limit := limit or _limited(spec.linux.resources)) is not None:
+        raise HostError(f"{limit} needs cgroups, and none is delegated to you", hint=_DELEGATE)
     users, groups = id_maps()
     linux = replace(
         spec.linux,
         namespaces=(*(one for one in spec.linux.namespaces if one.type != "user"), Namespace("user")),
         uid_mappings=spec.linux.uid_mappings or users,
         gid_mappings=spec.linux.gid_mappings or groups,
-        resources=Resources(),
+        resources=replace(spec.linux.resources, devices=()) if held else Resources(),
         sysctl={name: _sysctl(name, value, groups) for name, value in spec.linux.sysctl.items()},
     )
     mounts = tuple(_mount(one, linux.namespace("network") is None) for one in spec.mounts)
     made = replace(spec, linux=linux, mounts=mounts)
     _check_user(made)
     return made
+
+
+def _limited(resources: Resources) -> str | None:
+    """The first limit of a bundle's, by its key. Rules of devices aren't one: nobody but root makes any."""
+    memory, cpu, pids, weight = resources.memory, resources.cpu, resources.pids, resources.block_io
+    found = {"memory": memory, "cpu": cpu, "pids": pids, "blockIO": weight}
+    return next((f"linux.resources.{key}" for key, one in found.items() if one is not None and any(astuple(one))), None)
 
 
 def _sysctl(name: str, value: str, groups: tuple[IdMapping, ...]) -> str:
@@ -108,9 +120,14 @@ def _many() -> bool:
     return len(id_maps()[1]) > 1
 
 
-def warnings(spec: Spec) -> Iterator[str]:
+def warnings(spec: Spec, delegation: Delegation = NOT_DELEGATED) -> Iterator[str]:
     """What a container of this user does not have."""
-    yield "no cgroups are delegated to you: no limits, no pause, no stats"
+    if delegation.host is None:
+        why = f" ({delegation.reason})" if delegation.reason else ""
+        yield f"no cgroups are delegated to you: no limits, no pause, no stats{why}"
+    elif delegation.lacks:
+        without = ", ".join(f"no {_GIVES[name]}" for name in delegation.lacks)
+        yield f"no {' '.join(delegation.lacks)} cgroups are delegated to you: {without}"
     if len(spec.linux.uid_mappings) == 1:
         yield "root is the only user inside: install uidmap and get ranges in /etc/subuid and /etc/subgid for others"
 

@@ -23,12 +23,12 @@ from typing import Any, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from bench.container import control, rootless
+from bench.container import control, delegation, rootless
 from bench.container.bundle import Bundle
 from bench.container.client import LaunchedProcess, Launcher, Placed
 from bench.container.control import Stats
 from bench.container.firewall import OURS
-from bench.container.groups import Groups, device_group, layout, leftovers, members, remove_all, run_group
+from bench.container.groups import Groups, device_group, layout, reap_groups, remove_all, run_group
 from bench.container.hooks import run_hook, state
 from bench.container.network import Endpoint, NetworkRequest, Publication
 from bench.container.recipe import OWN_ROOT, Filter, Kitchen, hook_fields, recipe
@@ -81,12 +81,14 @@ _SAID = 1.0  # s after its end until its last words are in its log; who else hol
 class Runtime:
     """Containers of one process; a context manager, which deletes those that are left.
 
-    `top`: the state folder of all. `networks` makes what `--network bridge` needs.
+    `top`: the state folder of all. `networks` makes what `--network bridge` needs. `beside`: pids that an ordinary
+    user's Runtime may move aside with itself; see `delegation`.
     """
 
     def __init__(
-        self, top: Path | None = None, *, images: ImageStore, networks: Callable[[RunId], Networks] | None = None
-    ) -> None:
+        self, top: Path | None = None, *, images: ImageStore, networks: Callable[[RunId], Networks] | None = None,
+        beside: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         self.images = images
         self.records = Records(top or state_dir())
         self.run = new_run(time.time())
@@ -98,10 +100,15 @@ class Runtime:
         self._made: list[Container] = []
         self._numbers = 0
         self.root = os.geteuid() == 0
+        self.delegation = delegation.Delegation()
+        self._beside = beside
 
     def __enter__(self) -> Runtime:
         with ExitStack() as stack:
             self.home = stack.enter_context(registered(self.records.top, self.run))
+            if not self.root:
+                taken = delegation.taken(self.run, self.home, self._beside)
+                self.delegation = stack.enter_context(taken)
             stack.callback(self._remove_groups)
             stack.callback(self._launcher.close)
             self._hub = stack.enter_context(LineHub())
@@ -136,7 +143,7 @@ class Runtime:
         """
         self._numbers += 1
         name = check_name(wanted.name or f"{token_of(self.run)}-c{self._numbers}")
-        spec = bundle.spec if self.root else rootless.without_root(bundle.spec, wanted.limit)
+        spec = bundle.spec if self.root else rootless.without_root(bundle.spec, wanted.limit, self.delegation)
         _check_init(spec, wanted.init)
         with ExitStack() as failed:
             with self.records.naming(name):
@@ -156,7 +163,8 @@ class Runtime:
         return made
 
     def _groups(self, spec: Spec) -> Groups:
-        if not self.root:
+        host = layout() if self.root else self.delegation.host
+        if host is None:
             return rootless.NO_GROUPS
         parent = run_group(self.run)
         if path := spec.linux.cgroups_path:
@@ -166,8 +174,7 @@ class Runtime:
                     hint="a relative path",
                 )
             parent = f"{parent}/{path}"
-        host = layout()
-        groups = host.groups(parent, spec.linux.resources, pausable=True, ruled=True)
+        groups = host.groups(parent, spec.linux.resources, pausable=True, ruled=self.root)
         host.prepare(parent)
         return groups
 
@@ -270,8 +277,8 @@ class Runtime:
             self._network.close()
 
     def _remove_groups(self) -> None:
-        if self.root:
-            remove_all(self.run)
+        if self.root or self.delegation.host is not None:
+            remove_all(self.run, self.delegation.host)
 
     def forget(self, container: Container) -> None:
         with suppress(ValueError):
@@ -469,24 +476,21 @@ def drop(records: Records, record: Record) -> None:
     records.drop(record)
 
 
+def clear(top: Path, run: RunId) -> list[Leftover]:
+    """`reap`, and remove what an ordinary user's containers wrote, not all of which he may remove without them."""
+    found, records = reap(top, run), Records(top)
+    for record in records.all() if os.geteuid() else ():
+        if record.run == run:
+            rootless.remove_tree(record.spec, records.folder(record))
+    return found
+
+
 def reap(top: Path, run: RunId, network: Networks | None = None) -> list[Leftover]:
     """Remove what a runtime that was killed left: processes, groups, interfaces, mounts, files. Idempotent."""
     home = top / token_of(run)
-    found = []
-    if os.geteuid() == 0:
-        found += [Leftover("process", f"pid {pid}") for pid in members(leftovers(run))]
-        found += [Leftover("cgroup", path) for path in leftovers(run)]
-        _thaw(run)
-        remove_all(run)
+    found = delegation.reap(home) if os.geteuid() else reap_groups(run)
     if network is not None:
         found += network.close()
     for storage in home.glob("storage-*"):
         found += reap_storage(storage)
     return found
-
-
-def _thaw(run: RunId) -> None:
-    """A frozen process can't be killed."""
-    for path in leftovers(run):
-        for file in (*Path(path).rglob("freezer.state"), *Path(path).rglob("cgroup.freeze")):
-            file.write_text("THAWED" if file.name == "freezer.state" else "0")

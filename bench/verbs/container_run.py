@@ -148,10 +148,12 @@ def _wanted(request: Request) -> Wanted:
 def _attend(request: Request, parent: Parent | None) -> int:
     """Run it to its end; it is looked after by this process."""
     say = _say if parent is None else parent.say
-    with Runtime(images=images(), networks=RunNetwork) as runtime, ExitStack() as stack:
+    beside = () if parent is None else (os.getppid(),)  # the command that waits for us
+    with Runtime(images=images(), networks=RunNetwork, beside=beside) as runtime, ExitStack() as stack:
         bundle = _bundle(request, runtime.images)
         if not runtime.root:
-            for text in rootless.warnings(rootless.without_root(bundle.spec, request.options.limited)):
+            spec = rootless.without_root(bundle.spec, request.options.limited, runtime.delegation)
+            for text in rootless.warnings(spec, runtime.delegation):
                 say(f"bench: warning: {text}")
         tell = (lambda fields: say("\n".join(describe(fields)))) if request.debug else None
         attached = parent is None and request.console is None

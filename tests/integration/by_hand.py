@@ -9,9 +9,11 @@ import os
 import pty
 import re
 import select
+import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +26,8 @@ from tests.integration.traces import traces
 
 _TOKEN = re.compile(r"bench-([a-z0-9]{6})/")
 _HOME = Path(__file__).parents[2]
+NOBODY = 65534
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
 
 
 class ByHand:
@@ -91,6 +95,18 @@ def open_checkout(folder: Path) -> Iterator[Path]:
                 stack.callback(syscalls.umount2, target, syscalls.MNT_DETACH)
                 syscalls.mount("none", target, "", syscalls.MS_BIND | syscalls.MS_REMOUNT | syscalls.MS_RDONLY)
         yield folder
+
+
+@contextlib.contextmanager
+def home_of_nobody() -> Iterator[Path]:
+    """Where nobody may write, with a `checkout` in it; pytest's own folders are root's alone."""
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    os.chown(folder, NOBODY, NOBODY)
+    try:
+        with open_checkout(folder / "checkout"):
+            yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 class Terminal:

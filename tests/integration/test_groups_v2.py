@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from bench.container.groups import device_group, layout, leftovers, remove_all, run_group
-from bench.container.spec_records import DeviceRule, Resources
+from bench.container.spec_records import DeviceRule, Pids, Resources
 from bench.linux import cgroups, devices
 from bench.model import RunId
 from bench.process import run
-from tests.integration.boxes import Boxes, sh
+from tests.integration.boxes import Boxes, namespaces, sh
 
 pytestmark = [
     pytest.mark.root,
@@ -106,3 +106,18 @@ def test_what_a_dead_launcher_left_is_found_by_the_run_and_removed() -> None:
         assert leftovers(made) == []
     finally:
         remove_all(made)
+
+
+@pytest.mark.parametrize(("kind", "file"), [("network", "net"), ("cgroup", "cgroup")])
+def test_joining_a_namespace_is_in_the_instance_s_own_group(boxes: Boxes, kind: str, file: str) -> None:
+    limit = Resources(pids=Pids(20))
+    with boxes.running(sh("echo up; sleep 100")) as box:
+        box.wait_for("up\n")
+        others = (one for one in ("mount", "network", "uts", "ipc", "pid", "cgroup") if one != kind)
+        joined = namespaces(*others, **{kind: f"/proc/{box.pid}/ns/{file}"})
+        with boxes.running(sh("echo up; sleep 100", namespaces=joined, sysctl={}, resources=limit)) as other:
+            other.wait_for("up\n")
+            own = Path(other.groups["unified"])
+            assert Path(f"/proc/{other.pid}/cgroup").read_text() == f"0::{str(own).removeprefix(str(layout().v2))}\n"
+            assert (own / "pids.max").read_text() == "20\n"
+            assert other.pid in cgroups.pids(str(own))

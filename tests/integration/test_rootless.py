@@ -8,19 +8,16 @@ import os
 import shutil
 import signal
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.container.state import Records
-from tests.integration.by_hand import ByHand, Terminal, open_checkout
+from tests.integration.by_hand import AS_NOBODY, NOBODY, ByHand, Terminal, home_of_nobody
 
 pytestmark = pytest.mark.root
 
-NOBODY = 65534
-_AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
 LOOP = "echo up; trap 'exit 4' TERM; while :; do sleep 0.05; done"
 _RANGE = "nobody:400000:65536\n"
 
@@ -41,12 +38,8 @@ def _with_line(path: Path, line: str) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def home() -> Iterator[Path]:
-    """Where nobody may write; pytest's own folders are root's alone."""
-    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
-    os.chown(folder, NOBODY, NOBODY)
-    with open_checkout(folder / "checkout"):
+    with home_of_nobody() as folder:
         yield folder
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["alone", "many"])
@@ -64,7 +57,7 @@ def users(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture
 def bench(home: Path) -> Iterator[ByHand]:
 
-    made = ByHand(home / "state", home / "cache", _AS_NOBODY, home / "checkout")
+    made = ByHand(home / "state", home / "cache", AS_NOBODY, home / "checkout")
     yield made
     assert made.clear() == []
 

@@ -14,8 +14,8 @@ TESTS = (
     *(
         f"tests/integration/test_{name}.py"
         for name in (
-            "groups_v2", "limits", "spec_mounts", "lifecycle", "confinement", "spec_features", "escapes",
-            "samplers_real", "host_costs", "driver_contract",
+            "groups_v2", "rootless_groups", "limits", "spec_mounts", "lifecycle", "confinement", "spec_features",
+            "escapes", "samplers_real", "host_costs", "driver_contract",
         )
     ),
     "-k 'not vm and not docker and not who_joins and not full_ramp'",
