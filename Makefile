@@ -5,9 +5,9 @@ VENV := .venv/bin
 REQUIRE ?= root,libvirt
 # In a process of its own: one process can open libvirt's embedded driver only so often ("Too many drivers").
 PROFILES := tests/integration/test_vm_profiles.py
-RIG_DRIVERS ?= process,container,vm
+RIG_DRIVERS ?= process,container,vm:stock,vm:lean,vm:micro,vm:clone
 
-.PHONY: bench-analysis help setup density test test-full test-rig unit integration lint images bench-cli bench-runtime bench-runtime-scale bench-vm kernel lock clean
+.PHONY: bench-analysis bench-sampling help setup density test test-full test-rig unit integration lint images bench-cli bench-runtime bench-runtime-scale bench-vm kernel lock clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -49,7 +49,9 @@ test-full: setup-test lint unit ## `make test` and the slow ones
 
 test-rig: ## kvm guests and pure cgroup v2, proved in a guest inside this host (as root; see docs/testing.md)
 	@tools/setup.sh --rig
+	@tools/setup.sh --kernel
 	@$(VENV)/bench image build
+	@$(VENV)/bench kernel build
 	@$(VENV)/python -m tools.rig --drivers $(RIG_DRIVERS)
 
 bench-runtime: ## bounds: a container launch beside its floor in C, bwrap, crun, runc, lxc and docker (as root)
@@ -69,6 +71,10 @@ bench-vm: kernel ## bounds: the VM profiles' start-up and memory, beside QEMU by
 
 bench-analysis: setup ## bounds: show, report and their page on a run with 1,000,000 readings
 	@$(VENV)/python -m benchmarks.analysis
+
+bench-sampling: setup ## bound: a full sample at 1,000 instances takes at most 3 s (as root)
+	@$(VENV)/bench image build
+	@$(VENV)/python -m benchmarks.sampling
 
 bench-cli: setup ## bound: `bench --help` costs at most 5 x an empty Python
 	@$(VENV)/python -m benchmarks.cli

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
-import shutil
-import string
 import subprocess
 import tempfile
 import time
@@ -23,8 +22,11 @@ from bench.drivers.vm import VmDriver, VmInstance
 from bench.images.store import ImageStore
 from bench.linux.hugepages import children_may_have
 from bench.linux.lines import LineHub
-from bench.model import MIB, InstanceSpec, Limits, Payload, PhaseLog, RunId, VmSettings
-from bench.paths import cache_dir, run_state
+from bench.model import MIB, InstanceSpec, Limits, Payload, PhaseLog, VmSettings
+from bench.paths import cache_dir
+from bench.verbs.registry import Entry, registered
+from bench.verbs.session import new_run_id
+from bench.vm.reap import domain_prefix
 from bench.vm.sockets import Listener, detach
 
 PATIENCE = 120.0
@@ -71,13 +73,13 @@ class Stage:
 
 @contextmanager
 def stage(payload: Payload = BUILTIN_PAYLOADS["httpd"]) -> Iterator[Stage]:
-    run = RunId(f"20260101-000000-vm-{''.join(random.choices(string.ascii_lowercase, k=6))}")
-    state = run_state(run)
-    state.mkdir(parents=True)
+    """Registered as a run is: if this process is killed, `bench clean` finds and removes what it made."""
+    run = new_run_id("vm", time.time(), random.SystemRandom())
     network, images = RunNetwork(run), ImageStore(cache_dir() / "images")
     with ExitStack() as stack:
-        stack.callback(shutil.rmtree, state)
-        logs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        state = stack.enter_context(registered(Entry(run, os.getpid(), "", None)))
+        logs = state / "logs"
+        logs.mkdir()
         hub = stack.enter_context(LineHub())
         context = RunContext(run=run, state=state, images=images, hub=hub, network=network)
         stack.callback(context.launcher.close)
@@ -113,7 +115,7 @@ def by_hand(field: Stage) -> float:
     Its words are those that libvirt gave a guest of micro's, without monitor and tap: it has a user-mode network.
     """
     words = _words(field)
-    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+    with tempfile.TemporaryDirectory(dir=field.context.state) as scratch, ExitStack() as stack:
         listeners = [stack.enter_context(Listener(Path(scratch) / name)) for name in "cpa"]
         chardevs = [f"socket,id={name},path={one.path}" for name, one in zip("cpa", listeners, strict=True)]
         began = time.monotonic_ns()
@@ -149,8 +151,9 @@ def _words(field: Stage) -> Sequence[str]:
     cmdline = words[words.index("-append") + 1]
     own = re.sub(r"bench\.(address|gateway)=\S+", "", cmdline)
     root = next(re.findall(r'"filename":"([^"]+)"', word)[0] for word in words if "erofs" in word)
+    name = f"guest={domain_prefix(field.context.run)}hand"  # as libvirt would name it, for who looks for leftovers
     return [
-        *kept, "-append", f"{own} bench.address=10.0.2.15/24 bench.gateway=10.0.2.2",
+        *kept, "-name", name, "-append", f"{own} bench.address=10.0.2.15/24 bench.gateway=10.0.2.2",
         "-device", "virtio-serial-pci,id=ports", "-drive", f"file={root},format=raw,readonly=on,if=none,id=root",
         "-device", "virtio-blk-pci,drive=root", "-netdev", "user,id=net",
         "-device", "virtio-net-pci,netdev=net,romfile=",

@@ -20,6 +20,7 @@ from bench.drivers.network import netdevs
 from bench.drivers.ready import marks, wait_endpoint
 from bench.errors import BenchError, HostError, UsageError
 from bench.images.build import find_busybox
+from bench.linux.interfaces import delete_together
 from bench.linux.netlink import delete_link
 from bench.linux.subreaper import Reaper, become_subreaper
 from bench.model import (
@@ -90,7 +91,10 @@ class VmInstance:
         return self._guest.exec(argv, timeout)
 
     def stop(self, timeout: float) -> None:
-        self._guest.stop(timeout)
+        if _settings(self._spec).stop == "destroy":
+            self._guest.kill()
+        else:
+            self._guest.stop(timeout)
 
     def kill(self) -> None:
         self._guest.kill()
@@ -100,6 +104,7 @@ class VmInstance:
         return Footprint(
             instance=self.id, pids=(self._guest.pid,) if alive else (), cgroups=self._guest.cgroups if alive else {},
             disk_own=self._own, disk_shared=self._shared, netdev=self._spec.netdev if self.address else None,
+            ram=self._guest.ram if alive else None,
         )  # fmt: skip
 
 
@@ -150,13 +155,13 @@ class VmDriver:
         return known
 
     def prepare(self, spec: InstanceSpec) -> None:
-        key = _key(spec)
+        key, settings = _key(spec), _settings(spec)
+        domain.check(settings)
+        if settings.network == "bridge":
+            self._context.network.ensure(spec.ramp)  # also where all else is there: this ramp may be a longer one
         if key in self._prepared:
             return
-        settings = _settings(spec)
         made = supplies.supply(self._cache, self._context.images, spec, settings)
-        if settings.network == "bridge":
-            self._context.network.ensure()
         host = self._open(settings.machine, made.accel)
         if not settings.thp and not host.connection.embedded:
             raise HostError(
@@ -203,6 +208,12 @@ class VmDriver:
             own = [*order.own, *(str(path) for path in map(order.log, LOGS) if path is not None)]
             yield VmInstance(spec, guest, order.address, own, supplies.shared_files(made, _settings(spec)))
 
+    def sources(self, spec: InstanceSpec) -> Sequence[str]:
+        """The disk guests have or are given a copy of, their kernel and initramfs, and QEMU's own program."""
+        _, made = self._prepared[_key(spec)]
+        qemu = shutil.which(accel.QEMU, path=process.clean_env()["PATH"])
+        return (made.root, made.kernel.vmlinuz, made.initrd, *([qemu] if qemu else []))
+
     def _order(
         self, spec: InstanceSpec, made: Supplies, stack: ExitStack, template: domain.Memory | None = None
     ) -> Order:
@@ -217,7 +228,9 @@ class VmDriver:
         stack.callback(_drop_link, spec.netdev)  # after the guest: its tap goes with its hypervisor, if all is well
         return Order(
             id=spec.id,
-            domain=domain.make_domain(spec, settings, made.accel.name, made.kernel, made.initrd, place, memory),
+            domain=domain.make_domain(
+                spec, settings, made.accel.name, made.kernel, made.initrd, place, memory, made.words
+            ),
             marks=marks(spec.payload.ready),
             logs=Path(spec.logs) if spec.logs else None,
             huge_pages=settings.thp,
@@ -231,7 +244,7 @@ class VmDriver:
         """Files, sockets and address of one guest; the address is given back by `stack`."""
         network, state = self._context.network, self._context.state
         socket = str(_folder(state / "sockets") / str(spec.number))
-        disk = str(_folder(state / "disks") / f"{spec.id}.{domain.disk_format(_settings(spec))}")
+        disk = str(_folder(self._context.place / "disks") / f"{spec.id}.{domain.disk_format(_settings(spec))}")
         place = domain.Place(disk, f"{socket}c", f"{socket}p", f"{socket}a")
         if _settings(spec).network == "none":
             return place
@@ -241,10 +254,12 @@ class VmDriver:
 
     def reap(self, run: RunId) -> Sequence[Leftover]:
         state = self._context.state if run == self._context.run else run_state(run)
-        found = reap.reap_guests(run, state)
         letter = f"bn{token_of(run)}{DRIVER_LETTERS[self.name]}"
-        found += [Leftover("netdev", name) for name in netdevs(run) if name.startswith(letter) and delete_link(name)]
-        return found
+        taps = [name for name in netdevs(run) if name.startswith(letter)]
+        links = [
+            Leftover("netdev", name) for name in delete_together(taps)
+        ]  # first: a QEMU that ends takes its own along
+        return [*reap.reap_guests(run, state), *links]
 
     def close(self) -> None:
         if self._host is not None:

@@ -1,4 +1,4 @@
-"""The default image, made from this host's static busybox: two layers, the same bytes on each build."""
+"""The default image, made from this host's static busybox and our payloads: two layers, the same bytes each time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import shutil
 import struct
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -16,11 +16,13 @@ from bench import process
 from bench.errors import HostError
 from bench.images import oci
 from bench.images.archive import adopt
+from bench.images.compiled import compiled, parts
 from bench.images.layout import Layout, sha256
 from bench.images.oci import Config, Descriptor, Execution, Manifest, RootFs
 
 NAME = "default"
 _PAYLOAD = Path(__file__).parent / "payload"
+_COMPILED = ("httpd", "idle")
 _CREATED = "1970-01-01T00:00:00Z"
 _HINT = "apt-get install -y busybox-static"
 _PLACES = ("/bin/busybox", "/usr/bin/busybox")
@@ -72,9 +74,16 @@ def is_static(program: bytes) -> bool:
     return _PT_INTERP not in kinds
 
 
-def build_default(layout: Layout, busybox: Path) -> Descriptor:
-    """Build the image into the store; needs the lock. Idempotent: the same busybox gives the same digest."""
-    tars = (make_tar(_base(busybox)), make_tar(_payload()))
+def payload_programs(cache: Path) -> dict[str, bytes]:
+    """The payloads that are compiled: path in the image -> program. Raises HostError without a compiler."""
+    return {
+        f"bin/payload-{name}": compiled(cache, f"payload-{name}", parts("kernel", name, "start")) for name in _COMPILED
+    }
+
+
+def build_default(layout: Layout, busybox: Path, programs: Mapping[str, bytes]) -> Descriptor:
+    """Build the image into the store; needs the lock. Idempotent: the same programs give the same digest."""
+    tars = (make_tar(_base(busybox)), make_tar(_payload(programs)))
     layers = tuple(layout.put_bytes(data, oci.LAYER) for data in tars)
     config = Config(
         architecture=oci.ARCHITECTURE,
@@ -121,14 +130,16 @@ def _base(busybox: Path) -> list[Entry]:
         Entry("bin/busybox", 0o755, data=busybox.read_bytes()),
         *(Entry(path, 0o777, link=target) for path, target in {**_LINKS, **links}.items()),
         *(Entry(path, 0o644, data=text.encode()) for path, text in _FILES.items()),
-        # the shell opens it for each background command, and a bare process has no /dev mounted over this one
+        # the shell opens null for each background command, `touch` reads urandom, and a bare process has no /dev
+        # mounted over this one
         Entry("dev/null", 0o666, device=(1, 3)),
+        Entry("dev/urandom", 0o666, device=(1, 9)),
     ]
 
 
-def _payload() -> list[Entry]:
-    """The files beside this module. A wheel does not keep modes: what is in bin/ is a program."""
-    entries = []
+def _payload(programs: Mapping[str, bytes]) -> list[Entry]:
+    """The programs, and the files beside this module. A wheel does not keep modes: what is in bin/ is a program."""
+    entries = [Entry(path, 0o755, data=data) for path, data in programs.items()]
     for path in sorted(_PAYLOAD.rglob("*")):
         name = path.relative_to(_PAYLOAD).as_posix()
         program = path.is_dir() or name.startswith("bin/")

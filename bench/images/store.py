@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from bench.errors import HostError, ImageError, UsageError
-from bench.images import build, oci
+from bench.images import ballast, build, oci
 from bench.images.archive import import_path
 from bench.images.changes import Changes
-from bench.images.commit import commit
+from bench.images.commit import add_layer, commit
 from bench.images.export import Form, export
 from bench.images.layers import LayerMarks, unpack
 from bench.images.layout import Layout, publish
@@ -56,7 +56,8 @@ class ImageStore:
     def resolve(self, reference: str) -> Image:
         """The image `reference` means; imported or built if it is not in the store.
 
-        One of: "default"; a name in the store; a digest in it (`sha256:...`, or four or more of its characters if only
+        One of: "default"; with data added, "default+20MiB" (see images.ballast);
+        a name in the store; a digest in it (`sha256:...`, or four or more of its characters if only
         one fits); a `docker save` archive, an OCI layout folder or an archive of one; a skopeo reference. Files are
         imported anew each time; a `docker://` reference that is in the store is not fetched again, so that a moving
         tag does not change what is measured (`fetch` does). Raises ImageError if it means nothing, HostError if
@@ -64,6 +65,8 @@ class ImageStore:
         """
         if reference == build.NAME:
             return self._resolve_default()
+        if (size := ballast.size_of(reference)) is not None:
+            return self._resolve_ballast(reference, size)
         if reference.startswith(_TRANSPORTS) and not reference.startswith(_REMOTE):
             return self.fetch(reference)
         if _is_path(reference):
@@ -77,10 +80,13 @@ class ImageStore:
         raise self._unknown(reference)
 
     def build_default(self) -> Image:
-        """Build the default image from this host's busybox; the same digest each time. Raises HostError without it."""
-        busybox = build.find_busybox()
+        """Build the default image from this host's busybox and our payloads; the same digest each time.
+
+        Raises HostError without busybox or a compiler.
+        """
+        busybox, programs = build.find_busybox(), build.payload_programs(self._layout.root.parent)
         with self._layout.lock():
-            entry = build.build_default(self._layout, busybox)
+            entry = build.build_default(self._layout, busybox, programs)
         self._default = self._image(entry)
         return self._default
 
@@ -135,10 +141,17 @@ class ImageStore:
         The same changes give the same digest. Raises UsageError for a name that `resolve` would take for something
         else, ImageError for changes that no layer can hold.
         """
-        if name == build.NAME or name.startswith(_TRANSPORTS) or _is_path(name) or _DIGEST.fullmatch(name) or not name:
+        taken = name == build.NAME or ballast.size_of(name) is not None
+        if taken or name.startswith(_TRANSPORTS) or _is_path(name) or _DIGEST.fullmatch(name) or not name:
             raise UsageError(f"an image can't be called {name!r}", hint="a name like web:2")
         with self._layout.lock():
             return self._image(commit(self._layout, self._entry(image), changes, name))
+
+    def extend(self, image: Image, layer: bytes, name: str) -> Image:
+        """A new image `name`: `image` with one more layer, the tar `layer`; its configuration stays."""
+        with self._layout.lock():
+            descriptor = self._layout.put_bytes(layer, oci.LAYER)
+            return self._image(add_layer(self._layout, self._entry(image), descriptor, name))
 
     def _entry(self, image: Image) -> Descriptor:
         """The image's own entry, which holds the sizes of its layers."""
@@ -157,6 +170,15 @@ class ImageStore:
             if (entry := self._stored(build.NAME)) is None:
                 raise
             return self._image(entry)
+
+    def _resolve_ballast(self, reference: str, size: int) -> Image:
+        """Made anew only if the default image is another one now."""
+        base = self._resolve_default()
+        if (entry := self._stored(reference)) is not None and self._image(entry).layers[:-1] == base.layers:
+            return self._image(entry)
+        with self._layout.lock():
+            layer = ballast.store_layer(self._layout, size)
+            return self._image(add_layer(self._layout, self._entry(base), layer, reference))
 
     def _import(self, path: Path) -> Image:
         with self._layout.lock():

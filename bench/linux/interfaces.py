@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import ipaddress
@@ -10,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from bench.linux import netlink
@@ -97,6 +98,33 @@ def _running(name: str) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("16sh22x", name.encode(), 0))
     return bool(struct.unpack_from("=h", answer, 16)[0] & _IFF_RUNNING)
+
+
+def delete_together(doomed: Sequence[str]) -> list[str]:
+    """Delete interfaces, many at once: one by one each takes 20 ms. Returns those that were there. Raises OSError."""
+    indexes = {name: index for index, name in socket.if_nameindex() if name in set(doomed)}
+    if not indexes:
+        return []
+    group = _unused_group()
+    with netlink.Netlink() as link:
+        for request in (*(netlink.in_group(index, group) for index in indexes.values()), netlink.delete_group(group)):
+            try:
+                link.batch(request)
+            except OSError as error:
+                if error.errno != errno.ENODEV:  # it went by itself meanwhile
+                    raise
+    return list(indexes)
+
+
+def _unused_group() -> int:
+    """A group of interfaces that nobody has."""
+    used = set()
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(OSError), open(f"/sys/class/net/{name}/netdev_group") as file:
+            used.add(int(file.read()))
+    while (group := 1 + int.from_bytes(os.urandom(4), "little") % (2**31 - 1)) in used:
+        pass
+    return group
 
 
 def delete_bridge(name: str) -> bool:

@@ -10,21 +10,23 @@ import os
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 _TAIL = 4096
+Action = Callable[[], None]
 
 
 class LineStream:
     """What arrived on one descriptor: the stamp of its first byte, of each marked line, and the tail of the text."""
 
-    def __init__(self, hub: LineHub, fd: int, marks: Sequence[str], log: BinaryIO | None) -> None:
+    def __init__(self, hub: LineHub, fd: int, marks: Iterable[str], log: BinaryIO | None) -> None:
         self._hub = hub
         self._fd = fd
         self._log = log
         self._marks: dict[str, int | None] = dict.fromkeys(marks)
+        self._actions: Mapping[str, Action | None] = marks if isinstance(marks, Mapping) else {}
         self._changed = threading.Condition()
         self._rest = b""
         self._tail = b""
@@ -91,6 +93,8 @@ class LineStream:
         for mark, stamp in self._marks.items():
             if stamp is None and mark in text:
                 self._marks[mark] = at
+                if (action := self._actions.get(mark)) is not None:
+                    action()
 
     def release(self) -> None:
         """Close the descriptor and the log; the hub calls it once, with its lock held."""
@@ -125,8 +129,13 @@ class LineHub:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def watch(self, fd: int, *, marks: Sequence[str] = (), log: Path | None = None) -> LineStream:
-        """Take over `fd` (made non-blocking, closed by us): stamp the `marks`, append all of it to `log`."""
+    def watch(
+        self, fd: int, *, marks: Iterable[str] | Mapping[str, Action | None] = (), log: Path | None = None
+    ) -> LineStream:
+        """Take over `fd` (made non-blocking, closed by us): stamp the `marks`, append all of it to `log`.
+
+        A mark may come with what to do at once when its line is there, in our thread: nothing that waits.
+        """
         os.set_blocking(fd, False)
         stream = LineStream(self, fd, marks, log.open("ab", buffering=0) if log else None)
         with self._lock:

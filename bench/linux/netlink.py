@@ -16,6 +16,7 @@ LOOPBACK = 1
 """Index of `lo` in every network namespace."""
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE = 1, 4, 0x200, 0x400
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_PID = 1, 3, 10, 18, 19
+IFLA_GROUP = 27
 IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, ADDR_GEN_NONE = 26, 8, 1
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFLA_BR_FORWARD_DELAY, IFLA_BR_STP_STATE = 1, 5
@@ -248,6 +249,20 @@ def apply(packed: bytes, name: str) -> None:
     if code := -int.from_bytes(reply.raw[16:20], "little", signed=True):
         number = int.from_bytes(reply.raw[8:12], "little")
         raise OSError(code, os.strerror(code), f"request {number} of: lo up, IPv6 off, {name} up, address, route")
+
+
+def in_group(index: int, group: int) -> Request:
+    """Put an interface into a group (a number that users may give too; 0 is everybody's)."""
+    return (f"group of {index}", RTM_NEWLINK, 0, _IFINFO.pack(0, 0, index, 0, 0) + _group(group))
+
+
+def delete_group(group: int) -> Request:
+    """All interfaces of a group in one go: the kernel waits for its readers once, not for each."""
+    return (f"delete group {group}", RTM_DELLINK, 0, _IFINFO.pack(0, 0, 0, 0, 0) + _group(group))
+
+
+def _group(number: int) -> bytes:
+    return attribute(IFLA_GROUP, struct.pack("=I", number))
 
 
 def delete_link(name: str) -> bool:

@@ -1,6 +1,6 @@
 """Guests that start from a saved one: its memory in a file that all of them map, the state of its devices beside it.
 
-The template boots once and stops where its identity would begin (vm/guest/awaken). It writes its memory into the file
+The template boots once and stops where its identity would begin (vm/guest/clone.c). It writes its memory into the file
 as it runs, so that saving is a matter of its devices' state alone (x-ignore-shared); clones map the file privately.
 """
 
@@ -20,6 +20,8 @@ from bench.vm.connection import monitor
 WAITING_MARK = "bench: waiting"
 _MIGRATION = 60.0  # seconds, for some tens of KiB
 _STEP = 0.001
+_UNANNOUNCED: dict[str, Any] = {"announce-rounds": 0}
+"""A guest that has moved tells its network so: ten broadcasts, and each wakes every other guest. Ours is new there."""
 
 
 class Saved(Struct, frozen=True):
@@ -52,6 +54,7 @@ def restore(domain: Any, state: Path) -> None:
     fd = os.open(state, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _ignore_shared(domain)
+        monitor(domain, "migrate-set-parameters", **_UNANNOUNCED)
         _pass(domain, fd)
         monitor(domain, "migrate-incoming", uri="fd:bench-state")
         _await(domain, "query-status", ("paused", "running"), ("internal-error", "shutdown"))

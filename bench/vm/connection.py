@@ -6,6 +6,7 @@ folder for the life of a process: the first one opened serves all later runs of 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import logging
@@ -31,6 +32,7 @@ _USER = "libvirt-qemu"  # as Debian and Ubuntu build libvirt
 _LOG, _NOWHERE = "LIBVIRT_LOG_OUTPUTS", "4:file:/dev/null"
 _KVM = "/dev/kvm"
 _CAPS = "cache/qemu/capabilities"
+_OWN_PID = "driver.pid"  # of the embedded driver itself, among those of guests
 _HINTS = (
     (r"Failed to parse user '([^']+)'", r"useradd --system --user-group --no-create-home --shell /usr/sbin/nologin \1"),
     (r"Failed to parse group '([^']+)'", r"groupadd --system \1"),
@@ -43,9 +45,10 @@ _HINTS = (
         "QEMU runs as another user: state and cache folders must be readable along their whole path",
     ),
 )
-_opening = threading.Lock()
+_opening, _importing = threading.Lock(), threading.Lock()
 _events: threading.Thread | None = None
 _embed_root: Path | None = None  # libvirt refuses a second one in the same process
+_embed: Any = None  # stays open: each opening takes a place in a table of libvirt's, which has some twenty
 
 
 class Connection:
@@ -56,9 +59,12 @@ class Connection:
         self.uri = uri
         self.runtime = runtime  # where libvirt keeps NAME.pid of running guests
         self.user = user  # who QEMU runs as
+        self._version = ""  # asked once: it is wanted at a run's end too, when the connection may be lost
 
     def version(self) -> str:
-        return _dotted(self.handle.getLibVersion())
+        if not self._version:
+            self._version = _dotted(self.handle.getLibVersion())
+        return self._version
 
     @property
     def embedded(self) -> bool:
@@ -85,10 +91,11 @@ class Connection:
             self.handle.getDomainCapabilities(None, "x86_64", machine, kind)
 
     def close(self) -> None:
-        """Let go of libvirt; an embedded driver's root goes too, unless domains are left in it."""
-        with contextlib.suppress(_libvirt().libvirtError):
-            self.handle.close()
-        if self.embedded and not any(self.runtime.glob("*.pid")):
+        """Let go of libvirt; an embedded driver stays for the next run, its root goes unless domains are left in it."""
+        if not self.embedded:
+            with contextlib.suppress(_libvirt().libvirtError):
+                self.handle.close()
+        elif not any(path.name != _OWN_PID for path in self.runtime.glob("*.pid")):
             root = self.runtime.parents[1]
             shutil.rmtree(root, ignore_errors=True)
             with contextlib.suppress(OSError):  # the folder of an earlier run, made again for this one's sake
@@ -168,8 +175,7 @@ def translate(error: Exception, kind: type[BenchError], what: str) -> BenchError
 def check_embed() -> None:
     """Open an embedded driver in a process of its own: ours must stay free for a run's root. Raises HostError."""
     try:
-        with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-            process.run([sys.executable, "-m", "bench.vm.connection", scratch], timeout=30)
+        process.run([sys.executable, "-m", "bench.vm.connection"], timeout=30)
     except CommandError as error:
         said = error.message.strip().splitlines()[-1]
         raise translate(Exception(said), HostError, "libvirt's QEMU driver does not start") from error
@@ -179,12 +185,14 @@ def check_embed() -> None:
 
 
 def _open_embed(root: Path, cache: Path) -> Connection:
-    global _embed_root
+    global _embed_root, _embed
     used = _embed_root or root
     user = _make_root(used, cache)
-    handle = _open(f"qemu:///embed?root={used}")
+    if _embed is None:
+        _embed = _open(f"qemu:///embed?root={used}")
+        atexit.register(_embed.close)  # while its thread of events still runs
     _embed_root = used
-    return Connection(handle, f"qemu:///embed?root={used}", used / "run/qemu", user)
+    return Connection(_embed, f"qemu:///embed?root={used}", used / "run/qemu", user)
 
 
 def _make_root(root: Path, cache: Path) -> str:
@@ -263,6 +271,11 @@ def _open(uri: str) -> Any:
 
 
 def _libvirt() -> Any:
+    with _importing:  # several threads launch at once, and the environment is all of theirs
+        return sys.modules.get("libvirt") or _import_libvirt()
+
+
+def _import_libvirt() -> Any:
     # Read once, by the import: without it libvirt writes what it logs on our stderr. Errors are raised besides.
     ours = os.environ.setdefault(_LOG, _NOWHERE) is _NOWHERE
     try:
@@ -300,6 +313,6 @@ def _dotted(number: int) -> str:
 
 
 if __name__ == "__main__":  # see check_embed
-    place = Path(sys.argv[1])
-    opened = _open_embed(place, place / "no-cache")
-    sys.stdout.write(f"{opened.version()}\n")
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:  # here: it goes also where who asked was killed
+        opened = _open_embed(Path(scratch), Path(scratch, "no-cache"))
+        sys.stdout.write(f"{opened.version()}\n")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bench.errors import UsageError
 from bench.model import MIB, InstanceSpec, VmSettings
 from bench.vm.elements import (
+    Address,
     Argument,
     Arguments,
     Balloon,
@@ -21,6 +25,7 @@ from bench.vm.elements import (
     Domain,
     DomainType,
     Interface,
+    MmioAddress,
     PciAddress,
     Run,
     Serial,
@@ -33,8 +38,11 @@ AGENT_PORT = "bench.agent"
 QUOTA_PERIOD = 100_000  # microseconds; the container's CPU quota uses the same period
 CMDLINE = ("console=ttyS0", "earlyprintk=ttyS0,115200", "panic=-1", "rdinit=/init")
 """earlyprintk, as in Debian's cloud images: the kernel speaks long before its console driver is up."""
+BARE_CHIPSET = "sata=off,smbus=off,vmport=off"
+"""q35 without its disk controller, its SMBus and a port for another hypervisor's tools."""
 SLOW_CPU_QUERY = "cpu-unavailable-features"
 """With it libvirt asks QEMU for each of some 400 CPU features by itself; without, for the sets of them in two calls."""
+MICROVM = "microvm"
 AccelName = Literal["kvm", "tcg"]
 
 
@@ -67,14 +75,13 @@ def domain_name(instance: str) -> str:
 
 def make_domain(
     spec: InstanceSpec, settings: VmSettings, accel: AccelName, kernel: GuestKernel, initrd: str, place: Place,
-    memory: Memory | None = None,
+    memory: Memory | None = None, words: Sequence[str] = (),
 ) -> Domain:  # fmt: skip
     """One guest. What its settings don't say is libvirt's default: that is what `vm:stock` stands for.
 
     With `memory` it is a template of clones (shared) or a clone, which waits for the template's state.
     """
-    minimal = settings.devices == "minimal"
-    slots = (PciAddress(slot=f"0x{slot:02x}") for slot in range(2, 32)) if minimal else None
+    slots = _slots(settings)
     cache = settings.tb_cache if accel == "tcg" else None
     return Domain(
         type=domain_type(accel),
@@ -82,11 +89,15 @@ def make_domain(
         run=Run(id=spec.run),
         memory=ram_of(spec, settings),
         apart=None if settings.ksm else True,
-        vcpus=math.ceil(spec.limits.cpus),
+        vcpus=vcpus_of(spec.limits.cpus),
         quota=cpu_quota(spec.limits.cpus),
         boot=DirectBoot(
-            machine=settings.machine, kernel=kernel.vmlinuz, initrd=initrd, cmdline=cmdline(spec.id, place, settings)
+            machine=settings.machine,
+            kernel=kernel.vmlinuz,
+            initrd=initrd,
+            cmdline=cmdline(spec.id, place, settings, words),
         ),
+        acpi=None if settings.machine == MICROVM else True,
         tb_cache=None if cache is None else cache // MIB,
         tb_cache_unit=None if cache is None else "MiB",
         cpu="host-passthrough" if accel == "kvm" else None,
@@ -96,11 +107,24 @@ def make_domain(
         console=Serial(path=place.console),
         channels=(Channel(path=place.payload, name=PAYLOAD_PORT), Channel(path=place.agent, name=AGENT_PORT)),
         balloon=_balloon(settings, next(slots) if slots else None),
-        arguments=_arguments(memory) if memory else None,
+        arguments=_arguments(settings, memory),
         capabilities=None
         if settings.cpu_query == "each"
         else Capabilities(unused=(Unused(capability=SLOW_CPU_QUERY),)),
     )
+
+
+def check(settings: VmSettings) -> None:
+    """Raises UsageError for a machine that the kernel can't boot on."""
+    if (settings.machine, settings.kernel) == (MICROVM, "distribution"):
+        raise UsageError(
+            'vm.machine = "microvm" has no PCI, which the distribution\'s kernel needs',
+            hint="--set vm.kernel=micro, or take vm:micro or vm:clone",
+        )
+
+
+def vcpus_of(cpus: float) -> int:
+    return math.ceil(cpus)
 
 
 def domain_type(accel: AccelName) -> DomainType:
@@ -123,9 +147,9 @@ def cpu_quota(cpus: float) -> CpuQuota | None:
     return CpuQuota(period=QUOTA_PERIOD, quota=round(cpus * QUOTA_PERIOD))
 
 
-def cmdline(hostname: str, place: Place, settings: VmSettings) -> str:
+def cmdline(hostname: str, place: Place, settings: VmSettings, further: Sequence[str] = ()) -> str:
     """The kernel command line; what differs from guest to guest is in its bench.* words, read by vm/guest/init."""
-    words = list(fixed_words(settings))
+    words = [*fixed_words(settings), *further]
     if settings.start == "clone":
         return " ".join(words)  # its identity comes later
     words.append(f"bench.hostname={hostname}")
@@ -138,7 +162,8 @@ def fixed_words(settings: VmSettings) -> tuple[str, ...]:
     """Those that all guests of a profile have."""
     root = ("bench.root=shared-ro",) if settings.storage == "shared-ro" else ()
     start = ("bench.start=clone",) if settings.start == "clone" else ()
-    return (*CMDLINE, *root, *start)
+    off = ("reboot=t",) if settings.machine == MICROVM else ()  # it has neither ACPI nor a keyboard controller
+    return (*CMDLINE, *off, *root, *start)
 
 
 def mac_of(address: str) -> str:
@@ -146,7 +171,16 @@ def mac_of(address: str) -> str:
     return "52:54:" + ":".join(f"{int(part):02x}" for part in address.split("."))
 
 
-def _controllers(serial: PciAddress) -> tuple[Controller, ...]:
+def _slots(settings: VmSettings) -> Iterator[Address] | None:
+    """Where the devices go; None leaves it to libvirt, which knows no place for them on microvm."""
+    if settings.machine == MICROVM:
+        return itertools.repeat(MmioAddress())
+    if settings.devices == "minimal":
+        return (PciAddress(slot=f"0x{slot:02x}") for slot in range(2, 32))
+    return None
+
+
+def _controllers(serial: Address) -> tuple[Controller, ...]:
     """No USB, and the ports' controller on the root bus."""
     return (
         Controller(type="usb", model="none"),
@@ -154,19 +188,19 @@ def _controllers(serial: PciAddress) -> tuple[Controller, ...]:
     )
 
 
-def _disk(settings: VmSettings, place: Place, address: PciAddress | None) -> Disk:
+def _disk(settings: VmSettings, place: Place, address: Address | None) -> Disk:
     alone = settings.storage != "shared-ro"
     flags = (None, None) if alone else (True, True)
     return Disk(format=disk_format(settings), file=place.disk, readonly=flags[0], shared=flags[1], address=address)
 
 
-def _interface(spec: InstanceSpec, place: Place, address: PciAddress | None) -> Interface | None:
+def _interface(spec: InstanceSpec, place: Place, address: Address | None) -> Interface | None:
     if place.bridge is None:
         return None
     return Interface(mac=mac_of(place.address), bridge=place.bridge, target=spec.netdev, address=address)
 
 
-def _balloon(settings: VmSettings, address: PciAddress | None) -> Balloon | None:
+def _balloon(settings: VmSettings, address: Address | None) -> Balloon | None:
     """None leaves it to libvirt, which adds one."""
     if settings.balloon == "none":
         return Balloon(model="none")
@@ -175,12 +209,14 @@ def _balloon(settings: VmSettings, address: PciAddress | None) -> Balloon | None
     return Balloon(model="virtio", address=address) if address else None
 
 
-def _arguments(memory: Memory) -> Arguments:
-    share = "on" if memory.shared else "off"
-    words = [
-        "-object", f"memory-backend-file,id=bench-ram,mem-path={memory.path},size={memory.size},share={share}",
-        "-machine", "memory-backend=bench-ram",
-    ]  # fmt: skip
-    if not memory.shared:
-        words += ["-incoming", "defer"]
-    return Arguments(words=tuple(Argument(value=word) for word in words))
+def _arguments(settings: VmSettings, memory: Memory | None) -> Arguments | None:
+    """What libvirt has no words for."""
+    words = ["-machine", BARE_CHIPSET] if settings.chipset == "bare" and settings.machine != MICROVM else []
+    if memory:
+        share = "on" if memory.shared else "off"
+        words += [
+            "-object", f"memory-backend-file,id=bench-ram,mem-path={memory.path},size={memory.size},share={share}",
+            "-machine", "memory-backend=bench-ram",
+        ]  # fmt: skip
+        words += [] if memory.shared else ["-incoming", "defer"]
+    return Arguments(words=tuple(Argument(value=word) for word in words)) if words else None

@@ -90,6 +90,17 @@ class PciAddress(Element):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MmioAddress(Element):
+    """On a machine without PCI: the next of its virtio-mmio transports. libvirt has to be told, it looks for PCI."""
+
+    TAG = "address"
+    type: Annotated[str, "@type"] = "virtio-mmio"
+
+
+Address = PciAddress | MmioAddress
+
+
+@dataclass(frozen=True, kw_only=True)
 class DirectBoot(Element):
     """Kernel and initramfs handed over by QEMU: no boot loader, no disk read before the kernel runs."""
 
@@ -123,7 +134,7 @@ class Disk(Element):
     bus: Annotated[str, "target/@bus"] = "virtio"
     readonly: Annotated[bool | None, "readonly"] = None
     shared: Annotated[bool | None, "shareable"] = None
-    address: Annotated[PciAddress | None, "."] = None
+    address: Annotated[Address | None, "."] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +147,7 @@ class Interface(Element):
     bridge: Annotated[str, "source/@bridge"]
     target: Annotated[str, "target/@dev"]
     model: Annotated[str, "model/@type"] = "virtio"
-    address: Annotated[PciAddress | None, "."] = None
+    address: Annotated[Address | None, "."] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +182,7 @@ class Controller(Element):
     model: Annotated[str | None, "@model"] = None
     index: Annotated[int | None, "@index"] = None
     ports: Annotated[int | None, "@ports"] = None
-    address: Annotated[PciAddress | None, "."] = None
+    address: Annotated[Address | None, "."] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +190,7 @@ class Balloon(Element):
     TAG = "memballoon"
     model: Annotated[str, "@model"]
     reporting: Annotated[str | None, "@freePageReporting"] = None
-    address: Annotated[PciAddress | None, "."] = None
+    address: Annotated[Address | None, "."] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The guest's initramfs: busybox, the modules a virtio guest needs, our init and agent, and the payload.
+"""The guest's initramfs: our init, the modules a virtio guest needs, and what the payload is.
 
 One file serves all guests of one payload; what differs from guest to guest travels on the kernel command line.
 Written by a small cpio writer of our own, so that the same input gives the same bytes.
@@ -10,43 +10,24 @@ import hashlib
 import lzma
 import os
 import posixpath
-import shlex
 import stat
-from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
 from bench import process
-from bench.errors import HostError
-from bench.images.build import find_busybox
+from bench.errors import HostError, ImageError
 from bench.model import Image, Payload
+from bench.vm.guest_program import guest_program
 from bench.vm.kernel import GuestKernel
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console")
 ROOT_MODULES = {"shared-ro": ("erofs", "overlay")}
 """What the root file system needs, by storage; all others are ext4."""
-APPLETS = (
-    "sh",
-    "base64",
-    "cat",
-    "chroot",
-    "env",
-    "hostname",
-    "insmod",
-    "ip",
-    "mkdir",
-    "mount",
-    "nsenter",
-    "poweroff",
-    "rm",
-    "sleep",
-    "sync",
-    "timeout",
-    "usleep",
-)
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LONGEST_DESCRIPTION = 65_000
+_MOST_TEXTS = 1000
 _TRAILER = "TRAILER!!!"
 _CONSOLE = (5, 1)  # device number of /dev/console: pid 1's stdio, before devtmpfs is mounted
 
@@ -94,34 +75,27 @@ def _padded(data: bytes) -> bytes:
 # --- what goes in ------------------------------------------------------------------------------------------------
 
 
-def payload_initramfs(
-    cache: Path, kernel: GuestKernel, image: Image, payload: Payload, storage: str, awaken: bytes | None = None
-) -> Path:
-    """The cached initramfs that runs `payload` in a root made of `image`; made if it is not there.
-
-    `awaken` is the program that gives clones their identity, for templates.
-    """
-    programs = {"payload": payload_script(image, payload).encode()} | ({"awaken": awaken} if awaken else {})
+def payload_initramfs(cache: Path, kernel: GuestKernel, image: Image, payload: Payload, storage: str) -> Path:
+    """The cached initramfs that runs `payload` in a root made of `image`; made if it is not there."""
     modules = (*MODULES, *ROOT_MODULES.get(storage, ("ext4",)))
-    return build(cache, guest_entries(kernel, programs, modules))
+    return build(cache, guest_entries(guest_program(cache), kernel, payload_description(image, payload), modules))
 
 
 def probe_initramfs(cache: Path, kernel: GuestKernel) -> Path:
-    """An initramfs whose init says so and powers off: proves that a guest boots, needs no device but the console."""
-    return build(cache, [*_base(), file("init", guest_file("probe"))])
+    """One without a payload: init then says so and powers off. It proves that a guest boots, and needs no device but
+    the console."""
+    return build(cache, _base(guest_program(cache)))
 
 
-def guest_entries(kernel: GuestKernel, programs: Mapping[str, bytes], names: Sequence[str]) -> list[Entry]:
+def guest_entries(program: bytes, kernel: GuestKernel, payload: bytes, names: Sequence[str]) -> list[Entry]:
     """All of it. A kernel without a folder of modules has what it needs built in."""
     files = module_files(Path(kernel.modules), names) if kernel.modules else []
     modules = [(path.name.partition(".ko")[0] + ".ko", _module(path)) for path in files]
     listing = "".join(f"{name}\n" for name, _ in modules).encode()
     return [
-        *_base(),
-        file("init", guest_file("init")),
+        *_base(program),
         folder("bench"),
-        file("bench/agent", guest_file("agent")),
-        *(file(f"bench/{name}", data) for name, data in programs.items()),
+        file("bench/payload", payload, 0o644),
         folder("bench/modules"),
         *(file(f"bench/modules/{name}", data, 0o644) for name, data in modules),
         file("bench/modules.list", listing, 0o644),
@@ -141,39 +115,31 @@ def build(cache: Path, entries: Sequence[Entry]) -> Path:
     return path
 
 
-def guest_file(name: str) -> bytes:
-    """A script of bench/vm/guest, as it is in the package."""
-    return (resources.files("bench.vm") / "guest" / name).read_bytes()
-
-
-def _base() -> list[Entry]:
+def _base(program: bytes) -> list[Entry]:
     return [
-        *(folder(name) for name in ("bin", "dev", "proc", "sys", "root", "run")),
+        *(folder(name) for name in ("dev", "proc", "sys", "root", "run")),
         Entry("dev/console", stat.S_IFCHR | 0o600, rdev=_CONSOLE),
-        file("bin/busybox", find_busybox().read_bytes()),
-        *(symlink(f"bin/{name}", "busybox") for name in APPLETS),
+        file("init", program),
     ]
 
 
 # --- the payload -------------------------------------------------------------------------------------------------
 
 
-def payload_script(image: Image, payload: Payload) -> str:
-    """Shell text that defines `inside COMMAND...` (never returns; killed after $limit seconds if set) and `payload`.
-
-    nsenter, because it changes both root and working directory without a shell in the root.
-    """
-    environment = " ".join(shlex.quote(f"{key}={value}") for key, value in environment_of(image, payload).items())
-    workdir = posixpath.normpath(posixpath.join("/root", image.workdir.lstrip("/")))
-    argv = shlex.join(payload.command or image.command)
-    return (
-        "inside() {\n"
-        f'    set -- env -i {environment} BENCH_ADDRESS="$BENCH_ADDRESS" \\\n'
-        f'        /bin/busybox nsenter --root=/root --wd={shlex.quote(workdir)} -- "$@"\n'
-        '    exec ${limit:+timeout -s KILL "$limit"} "$@"\n'
-        "}\n"
-        f"payload() {{ inside {argv}; }}\n"
-    )
+def payload_description(image: Image, payload: Payload) -> bytes:
+    """What vm/guest/payload.c reads, each text ended by a zero: working directory, number of arguments, arguments,
+    variables K=V. Raises ImageError for more than it takes."""
+    argv = payload.command or image.command
+    environment = [f"{key}={value}" for key, value in environment_of(image, payload).items()]
+    workdir = posixpath.normpath(posixpath.join("/", image.workdir))
+    texts = [workdir, str(len(argv)), *argv, *environment]
+    data = b"".join(text.encode() + b"\0" for text in texts)
+    if len(data) > _LONGEST_DESCRIPTION or max(len(argv), len(environment)) > _MOST_TEXTS:
+        raise ImageError(
+            f"the payload {payload.name} has more arguments and variables than a guest takes",
+            hint=f"at most {_MOST_TEXTS} of each, {_LONGEST_DESCRIPTION} bytes in all",
+        )
+    return data
 
 
 def environment_of(image: Image, payload: Payload) -> dict[str, str]:

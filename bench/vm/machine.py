@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import LaunchError, ReadyTimeoutError, StopError
-from bench.linux import cgroups
+from bench.linux import cgroups, oom
 from bench.linux.lines import LineHub, LineStream
 from bench.linux.subreaper import Reaper, Watched
-from bench.model import Completed, Phase, PhaseLog
+from bench.model import Completed, GuestRam, Phase, PhaseLog
 from bench.vm import groups
 from bench.vm.agent import Agent
 from bench.vm.clone import WAITING_MARK, Saved, restore, save
@@ -25,11 +26,14 @@ from bench.vm.connection import Connection, destroy, domain_gone, errors
 from bench.vm.diagnose import last_words, likely_cause
 from bench.vm.elements import Domain
 from bench.vm.identity import Identity
+from bench.vm.ram import guest_ram
 from bench.vm.sockets import Listener, detach
 
 log = logging.getLogger(__name__)
 
 INIT_MARK = "bench: init"
+HALTED_MARK = "reboot: System halted"
+"""What a kernel says that was told to power off and does not know how: a guest's without ACPI. We do it for it."""
 _CONNECT = 10.0  # seconds for QEMU to open its sockets: it has by the time createXML returns
 _PATIENCE = 1.0  # seconds; creating takes longer if libvirt asks QEMU anew, and then it waits for those to be reaped
 _GRACE = 3.0  # seconds the payload gets to end by itself when the guest is stopped
@@ -82,6 +86,11 @@ class Guest:
     def pid(self) -> int:
         """Host pid of its QEMU."""
         return self.watched.pid
+
+    @functools.cached_property
+    def ram(self) -> GuestRam | None:
+        """Where its RAM is on the host, asked when first wanted: that is not part of its launch."""
+        return guest_ram(self.handle, self.pid)
 
     def alive(self) -> bool:
         return not self.watched.gone.is_set()
@@ -188,6 +197,7 @@ def boot(host: Host, order: Order, phases: PhaseLog) -> Iterator[Guest]:
             guest = _adopt(host, order, handle, listeners, phases)
         stack.callback(guest.remove)
         undo.pop_all()
+        oom.adjust(guest.pid, oom.INSTANCE)  # before its RAM is touched
         if order.saved:
             restore(handle, Path(order.saved.state))
         with errors(LaunchError, f"{order.id} does not start"):
@@ -217,8 +227,9 @@ def _adopt(host: Host, order: Order, handle: Any, listeners: list[Listener], pha
     pid = host.connection.pid_of(order.domain.name)
     console, output, agent = (listener.accept(_CONNECT) for listener in listeners)
     watched = host.reaper.watch(pid)
+    seen = {INIT_MARK: None, WAITING_MARK: None} | ({} if order.domain.acpi else {HALTED_MARK: lambda: _kill(pid)})
     streams = (
-        host.hub.watch(detach(console), marks=(INIT_MARK, WAITING_MARK), log=order.log("console.log")),
+        host.hub.watch(detach(console), marks=seen, log=order.log("console.log")),
         host.hub.watch(detach(output), marks=order.marks, log=order.log("payload.log")),
     )
     return Guest(order, handle, watched, *streams, Agent(agent, order.id), phases)

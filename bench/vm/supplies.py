@@ -14,10 +14,9 @@ from bench.errors import HostError
 from bench.images import disks
 from bench.images.store import ImageStore
 from bench.model import InstanceSpec, VmSettings
-from bench.vm import accel, domain, initramfs
+from bench.vm import accel, clocks, domain, initramfs
 from bench.vm.accel import Accel
 from bench.vm.clone import Saved
-from bench.vm.identity import awaken_program
 from bench.vm.kernel import GuestKernel, fetch_kernel, guest_kernel
 from bench.vm.kernel_build import build_micro
 
@@ -33,22 +32,25 @@ class Supplies(Struct, frozen=True):
     initrd: str
     root: str
     accel: Accel
+    words: tuple[str, ...] = ()  # of the kernel's command line, beside those that follow from the settings
     saved: Saved | None = None  # where clones start from
 
 
 def supply(cache: Path, images: ImageStore, spec: InstanceSpec, settings: VmSettings) -> Supplies:
     """Make or find all of it but a template. Raises HostError, ImageError, CommandError."""
     kernel = build_micro(cache) if settings.kernel == "micro" else distribution_kernel(cache)
-    awaken = awaken_program(cache) if settings.start == "clone" else None
+    found = accel.accelerator(cache, kernel, settings.accel)
+    told = not settings.calibrate and found.name == "tcg"
     return Supplies(
         kernel=kernel,
-        initrd=str(initramfs.payload_initramfs(cache, kernel, spec.image, spec.payload, settings.storage, awaken)),
+        initrd=str(initramfs.payload_initramfs(cache, kernel, spec.image, spec.payload, settings.storage)),
         root=str(
             disks.erofs_image(images, spec.image)
             if settings.storage == "shared-ro"
             else disks.ext4_template(images, spec.image, settings.disk)
         ),
-        accel=accel.accelerator(cache, kernel, settings.accel),
+        accel=found,
+        words=clocks.told(cache, settings.machine, domain.vcpus_of(spec.limits.cpus)) if told else (),
     )
 
 
@@ -85,13 +87,15 @@ def shared_files(supplies: Supplies, settings: VmSettings) -> tuple[str, ...]:
 def describe(profile: str, supplies: Supplies, settings: VmSettings) -> Mapping[str, str]:
     """What is stored with the run; two profiles of one run are told apart by the keys' beginning."""
     clone = settings.start == "clone"
-    words = [*domain.fixed_words(settings), _PER_CLONE if clone else _PER_GUEST]
+    words = [*domain.fixed_words(settings), *supplies.words, _PER_CLONE if clone else _PER_GUEST]
     known = {
         "settings": json.dumps(msgspec.to_builtins(settings)), "guest kernel": supplies.kernel.package,
         "kernel command line": " ".join(words), "initramfs": supplies.initrd, "root": supplies.root,
     }  # fmt: skip
-    if settings.cpu_query == "sets":
-        known["deviation"] = _SETS
+    deviations = [_SETS] if settings.cpu_query == "sets" else []
+    deviations += [f"QEMU's own option: -machine {domain.BARE_CHIPSET}"] if settings.chipset == "bare" else []
+    if deviations:
+        known["deviation"] = "; ".join(deviations)
     if supplies.saved:
         seed = "64 fresh bytes of the host's" if settings.reseed else "none: clones draw the same random numbers"
         known |= {"template took": f"{supplies.saved.seconds:.2f} s, within prepare", "clones' new seed": seed}

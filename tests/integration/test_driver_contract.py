@@ -22,14 +22,19 @@ DRIVERS = [
     pytest.param("process", marks=pytest.mark.root),
     pytest.param("container", marks=pytest.mark.root),
     pytest.param("container:pooled", marks=pytest.mark.root),
-    pytest.param("vm", marks=[pytest.mark.root, pytest.mark.libvirt]),
+    *(pytest.param(name, marks=[pytest.mark.root, pytest.mark.libvirt]) for name in ("vm", "vm:micro", "vm:clone")),
+    pytest.param("vm:lean", marks=[pytest.mark.root, pytest.mark.libvirt, pytest.mark.slow]),
 ]
-PATIENCE = {"process": 10.0, "container": 10.0, "container:pooled": 10.0, "vm": 90.0}
 
 pytestmark = pytest.mark.parametrize("name", DRIVERS)
 
 Make = Callable[..., InstanceSpec]
 Get = Callable[[str], Driver]
+
+
+def patience(name: str) -> float:
+    """Seconds an instance has to be ready in; guests may be emulated."""
+    return 90.0 if name.startswith("vm") else 10.0
 
 
 def started(log: PhaseLog) -> PhaseLog:
@@ -58,7 +63,7 @@ def test_the_life_of_an_instance(name: str, driver_of: Get, make_spec: Make, con
     assert all(isinstance(value, str) for value in driver.describe().values())
     phases = started(PhaseLog())
     with driver.launch(spec, phases) as instance:
-        instance.wait_ready(PATIENCE[name])
+        instance.wait_ready(patience(name))
         stamps = phases.freeze()
         assert 0 < stamps["created"] <= stamps["started"] <= stamps["ready"]
         assert instance.id == spec.id
@@ -88,8 +93,8 @@ def test_two_live_side_by_side_and_are_told_apart(name: str, driver_of: Get, mak
     one, two = make_spec(name, payload="httpd"), make_spec(name, payload="httpd")
     prepare(driver, one, 2)
     with driver.launch(one, PhaseLog()) as first, driver.launch(two, PhaseLog()) as second:
-        first.wait_ready(PATIENCE[name])
-        second.wait_ready(PATIENCE[name])
+        first.wait_ready(patience(name))
+        second.wait_ready(patience(name))
         assert first.address != second.address
         assert not set(first.footprint().pids) & set(second.footprint().pids)
         assert not set(first.footprint().disk_own) & set(second.footprint().disk_own)
@@ -103,7 +108,7 @@ def test_never_ready_ends_in_time_with_its_last_words(name: str, driver_of: Get,
     spec = make_spec(name)
     spec = msgspec.structs.replace(spec, payload=sh("echo my last words; sleep 1000", Ready(line="never")))
     prepare(driver, spec)
-    wait = 3.0 if name != "vm" else 30.0
+    wait = {"vm": 30.0, "vm:lean": 30.0, "vm:micro": 12.0, "vm:clone": 12.0}.get(name, 3.0)
     began = time.monotonic()
     with driver.launch(spec, PhaseLog()) as instance, pytest.raises(ReadyTimeoutError, match="my last words"):
         instance.wait_ready(wait)
@@ -132,7 +137,7 @@ def test_readiness_by_port_and_by_http(name: str, driver_of: Get, make_spec: Mak
         prepare(driver, spec)
         phases = started(PhaseLog())
         with driver.launch(spec, phases) as instance:
-            instance.wait_ready(PATIENCE[name])
+            instance.wait_ready(patience(name))
             began = phases.get(Phase.STARTED)
             at = phases.get(Phase.READY)
             assert began is not None
@@ -145,7 +150,7 @@ def test_exec_that_does_not_end_is_stopped(name: str, driver_of: Get, make_spec:
     spec = make_spec(name)
     prepare(driver, spec)
     with driver.launch(spec, PhaseLog()) as instance:
-        instance.wait_ready(PATIENCE[name])
+        instance.wait_ready(patience(name))
         with pytest.raises(CommandError, match="sleep"):
             instance.exec(["/bin/sleep", "1000"], timeout=1)
         assert instance.alive()
@@ -158,7 +163,7 @@ def test_a_program_that_is_not_there_is_named(name: str, driver_of: Get, make_sp
 
     def bring_up() -> None:
         with driver.launch(spec, PhaseLog()) as instance:
-            instance.wait_ready(PATIENCE[name])
+            instance.wait_ready(patience(name))
 
     with pytest.raises(LaunchError, match=r"(?s)nosuch|not found"):
         bring_up()

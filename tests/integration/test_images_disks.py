@@ -150,8 +150,8 @@ def test_a_template_has_the_size_and_the_image(store: ImageStore) -> None:
     assert disk.stat().st_size == 64 * MIB
     assert disk.stat().st_blocks * 512 < 16 * MIB  # holes
     assert process.run(["e2fsck", "-fn", disk], timeout=60, check=False).status == 0
-    script = (store.tree(image) / "bin/payload-httpd").read_text()
-    assert debugfs(disk, "cat /bin/payload-httpd") == script
+    page = (store.tree(image) / "srv/www/index.html").read_text()
+    assert debugfs(disk, "cat /srv/www/index.html") == page
     inode = disk.stat().st_ino
     assert ext4_template(store, image, 64 * MIB).stat().st_ino == inode
     assert ext4_template(store, image, 32 * MIB) != disk

@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -32,7 +33,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cleared(tree: Path) -> Iterator[None]:
-    """End what stays: a bare process' httpd has detached; a driver ends it with the cgroup."""
+    """End what stays; a driver ends it with the cgroup."""
     yield
     for pid in rooted(tree):
         with contextlib.suppress(ProcessLookupError):
@@ -53,8 +54,13 @@ def rooted(tree: Path) -> list[int]:
 
 
 @contextmanager
-def running(tree: Path, name: str, address: str = "", *, pid1: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    tree: Path, name: str, address: str = "", *, pid1: bool = False, beside: str = ""
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`beside`: a command of the shell that starts another process first."""
     command = ["chroot", str(tree), *BUILTIN[name].command]
+    if beside:
+        command = ["chroot", str(tree), "/bin/sh", "-c", f"{beside} & exec {BUILTIN[name].command[0]}"]
     if pid1:
         command = ["unshare", "--pid", "--fork", "--kill-child", *command]
     env = {"BENCH_ADDRESS": address, "BENCH_PORT": PORT}
@@ -133,6 +139,40 @@ def test_httpd_without_an_address_serves_on_all(tree: Path) -> None:
         assert child.wait(5) == 0
 
 
+def ask(address: str, request: bytes) -> bytes:
+    with socket.create_connection((address, int(PORT)), timeout=5) as asking:
+        asking.sendall(request)
+        return b"".join(iter(lambda: asking.recv(1 << 16), b""))
+
+
+def test_httpd_serves_what_is_below_its_folder_and_no_more(tree: Path) -> None:
+    at, page = "127.0.97.31", (tree / "srv/www/index.html").read_bytes()
+    with running(tree, "httpd", at) as child:
+        assert first_line(child) == b"bench-ready\n"
+        for path in (b"/", b"/index.html", b"/?a=1"):
+            head, _, body = ask(at, b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n").partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.0 200 OK\r\n")
+            assert f"Content-Length: {len(page)}".encode() in head
+            assert body == page
+        assert ask(at, b"HEAD / HTTP/1.0\r\n\r\n").endswith(b"\r\n\r\n")
+        for path in (b"/none", b"/../../etc/passwd", b"/..", b"srv", b"/" + b"x" * 900, b"/" + b"x" * 5000):
+            assert ask(at, b"GET " + path + b" HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 404 ")
+        assert ask(at, b"POST / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.0 501 ")
+
+
+def test_a_silent_client_keeps_nobody_waiting(tree: Path) -> None:
+    with running(tree, "httpd", "127.0.97.32") as child, contextlib.ExitStack() as silent:
+        assert first_line(child) == b"bench-ready\n"
+        for _ in range(100):
+            silent.enter_context(socket.create_connection(("127.0.97.32", int(PORT)), timeout=5)).sendall(b"GET /")
+        assert status_of("127.0.97.32") == 200
+    with running(tree, "httpd", "127.0.97.32") as child:  # and their going is noticed
+        assert first_line(child) == b"bench-ready\n"
+        for _ in range(700):
+            socket.create_connection(("127.0.97.32", int(PORT)), timeout=5).close()
+        assert status_of("127.0.97.32") == 200
+
+
 @pytest.mark.parametrize("pid1", [False, True])
 def test_httpd_that_can_not_bind_fails_without_the_line(tree: Path, pid1: bool) -> None:
     with running(tree, "httpd", "127.0.97.40") as first:
@@ -147,9 +187,9 @@ def test_httpd_that_can_not_bind_fails_without_the_line(tree: Path, pid1: bool) 
 
 
 def test_nothing_outlives_pid_1(tree: Path) -> None:
-    with running(tree, "httpd", "127.0.97.41", pid1=True) as child:
+    with running(tree, "httpd", "127.0.97.41", pid1=True, beside="sleep 60") as child:
         assert first_line(child) == b"bench-ready\n"
-        time.sleep(0.2)  # the programs it starts to begin waiting have ended
+        time.sleep(0.2)
         assert len(rooted(tree)) == 2
         os.kill(inside(child), signal.SIGTERM)
         assert child.wait(5) == 0
@@ -163,7 +203,7 @@ def test_waiting_costs_no_cpu_and_no_more_processes(tree: Path, name: str) -> No
         time.sleep(0.3)
         assert os.listdir(tree / "tmp") == []
         pids = rooted(tree)
-        assert len(pids) == {"httpd": 2, "idle": 1}[name]
+        assert len(pids) == 1
         before = [cpu_ticks(pid) for pid in pids]
         time.sleep(1)
         assert [cpu_ticks(pid) for pid in pids] == before

@@ -23,6 +23,7 @@ from bench.drivers import vm
 from bench.drivers.context import RunContext
 from bench.drivers.vm import VmDriver
 from bench.errors import HostError, LaunchError, ReadyTimeoutError
+from bench.linux import interfaces
 from bench.model import MIB, InstanceSpec, Limits, Payload, Phase, PhaseLog, Ready, VmSettings
 from bench.paths import cache_dir
 from bench.vm import accel, domain
@@ -98,8 +99,10 @@ def _pids_below(path: str) -> set[int]:
     return found
 
 
-def test_a_guest_on_a_backing_file_without_network_and_with_half_a_cpu(driver: VmDriver, make_spec: Make) -> None:
-    settings = VmSettings(storage="qcow2-backing", network="none")
+def test_a_guest_on_a_backing_file_without_network_and_with_half_a_cpu(
+    driver: VmDriver, make_spec: Make, tmp_path: Path
+) -> None:
+    settings = VmSettings(storage="qcow2-backing", network="none", stop="destroy")
     spec = make_spec("vm", settings=settings, limits=Limits(256 * MIB, 1.5, 64))
     driver.prepare(spec)
     with driver.launch(spec, PhaseLog()) as guest:
@@ -112,8 +115,10 @@ def test_a_guest_on_a_backing_file_without_network_and_with_half_a_cpu(driver: V
         assert [path for path in footprint.disk_own if path.endswith(".qcow2")]
         quotas = {file.read_text().strip() for path in footprint.cgroups.values() for file in _quota_files(path)}
         assert {"150000", "150000 100000"} & quotas
-        guest.kill()
+        guest.stop(20)
         assert not guest.alive()
+    console = (tmp_path / f"{spec.id}.console.log").read_text(errors="replace")
+    assert "payload exited" not in console  # as it was asked to: destroyed
 
 
 def _quota_files(path: str) -> list[Path]:
@@ -221,6 +226,20 @@ def test_guests_side_by_side_answer_and_one_death_hurts_nobody(driver: VmDriver,
         assert not guests[0].alive()
         for guest in guests[1:]:
             assert urllib.request.urlopen(f"http://{guest.address}:8080/", timeout=10).status == 200
+
+
+def test_taps_of_a_dead_run_go_together_and_no_other_s(driver: VmDriver, context: RunContext) -> None:
+    token = context.run[-6:]
+    ours, other = [f"bn{token}v{number}" for number in range(1, 30)], f"zz{token}"
+    lines = "".join(f"tuntap add {name} mode tap\n" for name in (*ours, other))
+    subprocess.run(["ip", "-batch", "-"], input=lines.encode(), check=True)
+    try:
+        assert [one.name for one in driver.reap(context.run) if one.kind == "netdev"] == ours
+        assert not [name for name in os.listdir("/sys/class/net") if name.startswith(f"bn{token}")]
+        assert Path(f"/sys/class/net/{other}/netdev_group").read_text().strip() == "0"
+        assert interfaces.delete_together([*ours, "nosuch"]) == []
+    finally:
+        assert interfaces.delete_together([other]) == [other]
 
 
 _CHILD = """

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
+import time
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +19,7 @@ import pytest
 from bench.config import PROFILES
 from bench.drivers.context import RunContext
 from bench.drivers.vm import VmDriver
-from bench.errors import HostError
+from bench.errors import HostError, LaunchError
 from bench.model import InstanceSpec, Payload, Phase, PhaseLog, Ready, VmSettings
 from bench.paths import cache_dir
 from bench.vm import reap
@@ -24,6 +29,7 @@ pytestmark = [pytest.mark.root, pytest.mark.libvirt]
 
 Make = Callable[..., InstanceSpec]
 PATIENCE = 90.0
+_ALL, _ARP, _RARP = 0x0003, 0x0806, 0x8035  # kinds of frames, if_ether.h
 
 
 @pytest.fixture
@@ -98,6 +104,22 @@ def test_micro(driver: VmDriver, make_spec: Make, small_kernel: None) -> None:
         assert not any("erofs" in path for path in guest.footprint().disk_own)
 
 
+def test_microvm(driver: VmDriver, make_spec: Make, small_kernel: None) -> None:
+    """It can't power itself off: its end is seen all the same, when it is asked to and when its payload ends."""
+    spec = of_profile(make_spec, "micro", machine="microvm")
+    began = time.monotonic()
+    argv = words(look_inside(driver, spec))
+    assert time.monotonic() - began < 20, "it was destroyed after the time for stopping was over"
+    assert "virtio-blk-device" in argv
+    assert "pci" not in argv.replace("x-pci", "")
+    brief = Payload("brief", ("/bin/sh", "-c", "echo I go; exit 3"), Ready(line="never"))
+    spec = msgspec.structs.replace(of_profile(make_spec, "micro", machine="microvm"), payload=brief)
+    driver.prepare(spec)
+    with driver.launch(spec, PhaseLog()) as guest, pytest.raises(LaunchError, match="exited with status 3"):
+        guest.wait_ready(PATIENCE)
+    assert time.monotonic() - began < PATIENCE
+
+
 _DRAW = Payload(
     "draw", ("/bin/sh", "-c", "head -c 16 /dev/urandom | base64 >/drawn; echo ok; sleep 1000"), Ready(line="ok")
 )
@@ -144,6 +166,58 @@ def test_clones_draw_other_random_numbers_only_because_they_are_seeded_anew(
     assert drawn[False][0] == drawn[False][1]
     assert drawn[True][0] != drawn[True][1]
     assert drawn[True][0] != drawn[False][0]
+
+
+def test_a_clone_s_start_wakes_no_other_guest(driver: VmDriver, make_spec: Make, small_kernel: None) -> None:
+    """QEMU would have it announce itself to all, as one that has moved (RARP): in a crowd that is most of the work."""
+    one, two = of_profile(make_spec, "clone"), of_profile(make_spec, "clone")
+    driver.prepare(one)
+    with driver.launch(one, PhaseLog()) as first:
+        first.wait_ready(PATIENCE)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL)) as tap:
+            tap.bind((one.netdev, 0))
+            with driver.launch(two, PhaseLog()) as second:
+                second.wait_ready(PATIENCE)
+                assert urllib.request.urlopen(f"http://{second.address}:8080/", timeout=10).status == 200
+                time.sleep(1)
+            tap.settimeout(0)
+            kinds = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    kinds.append(int.from_bytes(tap.recv(2048)[12:14], "big"))
+    assert _ARP in kinds, "the host's question for its address reaches all, or this test sees nothing"
+    assert _RARP not in kinds
+
+
+def test_several_are_launched_at_once(driver: VmDriver, make_spec: Make, small_kernel: None) -> None:
+    """Each thread one guest, booted ones and clones mixed, with and without huge pages; all alive at one moment."""
+    specs = [of_profile(make_spec, profile, thp=thp) for thp in (False, True) for profile in ("micro", "clone")]
+    for spec in specs:
+        driver.prepare(spec)
+    alive = threading.Barrier(len(specs), timeout=PATIENCE)
+
+    def live(spec: InstanceSpec) -> tuple[str | None, str, bool]:
+        phases = PhaseLog()
+        phases.begin()
+        with driver.launch(spec, phases) as guest:
+            guest.wait_ready(PATIENCE)
+            alive.wait()
+            said = guest.exec(["/bin/hostname"], timeout=20).stdout.strip()
+            assert urllib.request.urlopen(f"http://{guest.address}:8080/", timeout=10).status == 200
+            huge = "THP_enabled:\t1" in Path(f"/proc/{guest.pid}/status").read_text()
+            stamps = phases.freeze()
+            assert 0 < stamps["created"] <= stamps["started"] <= stamps["ready"]
+            alive.wait()
+            guest.stop(20)
+            assert not guest.alive()
+        return guest.address, said, huge
+
+    with ThreadPoolExecutor(len(specs)) as pool:
+        seen = list(pool.map(live, specs))
+    assert [said for _, said, _ in seen] == [spec.id for spec in specs]
+    assert len({address for address, _, _ in seen}) == len(specs)
+    assert [huge for _, _, huge in seen] == [False, False, True, True]
+    assert not list(reap.hypervisors(reap.domain_prefix(specs[0].run)))
 
 
 def test_a_template_s_memory_is_found_and_removed(context: RunContext, driver: VmDriver) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import os
+import shutil
 import socket
 import stat
 import subprocess
+import sys
 import threading
 import time
+import types
 import typing
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -18,10 +20,12 @@ import msgspec
 import pytest
 
 from bench.config import PROFILES
-from bench.errors import CommandError, HostError, LaunchError
+from bench.errors import CommandError, HostError, ImageError, LaunchError, UsageError
+from bench.images.build import is_static
 from bench.linux.subreaper import Reaper
 from bench.model import MIB, Image, InstanceSpec, Limits, Payload, Ready, RunId, VmSettings
 from bench.vm import accel, agent, connection, diagnose, domain, elements, groups, initramfs, kernel, reap
+from bench.vm.guest_program import guest_program
 from bench.vm.sockets import Listener
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -55,6 +59,9 @@ def a_domain(name: str) -> domain.Domain:
         return domain.make_domain(spec(), VmSettings(), "tcg", KERNEL, initrd, PLACE)
     if name == "vm-stock-kvm":
         return domain.make_domain(spec(2.0), VmSettings(), "kvm", KERNEL, initrd, PLACE)
+    if name == "vm-microvm":
+        settings = msgspec.structs.replace(profile_settings("micro"), machine="microvm", balloon="default")
+        return domain.make_domain(spec(), settings, "tcg", KERNEL, initrd, PLACE)
     if name == "vm-reporting":
         settings = VmSettings(tb_cache=8 * MIB, ksm=False, devices="minimal", balloon="reporting")
         return domain.make_domain(spec(2.0), settings, "kvm", KERNEL, initrd, PLACE)
@@ -69,7 +76,7 @@ def profile_settings(profile: str) -> VmSettings:
 
 DOMAINS = (
     "vm-stock-tcg", "vm-stock-kvm", "vm-qcow2-alone-quota", "vm-reporting", "vm-lean", "vm-micro",
-    "vm-clone-template", "vm-clone",
+    "vm-microvm", "vm-clone-template", "vm-clone",
 )  # fmt: skip
 
 
@@ -231,55 +238,51 @@ def test_a_module_that_is_nowhere_is_named(tmp_path: Path) -> None:
         initramfs.module_files(modules_tree(tmp_path / "m"), ("virtio_net",))
 
 
-def test_payload_survives_the_shell(tmp_path: Path) -> None:
-    """Arguments and variables with quotes arrive as they are: the script runs with `env` and `nsenter` left out."""
-    script = initramfs.payload_script(IMAGE, PAYLOAD).replace("/bin/busybox nsenter --root=/root --wd=/root/srv --", "")
-    done = subprocess.run(
-        ["sh", "-c", f"BENCH_ADDRESS=198.18.0.9\n{script}\npayload"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "it's it's \"$B\" `x`\n"
-    shown = subprocess.run(
-        ["sh", "-c", f"BENCH_ADDRESS=198.18.0.9\n{script}\ninside env"], capture_output=True, text=True, check=True
-    ).stdout
-    assert "B=kept\n" in shown
-    assert "BENCH_ADDRESS=198.18.0.9\n" in shown
+def test_a_payload_is_described_word_for_word() -> None:
+    texts = initramfs.payload_description(IMAGE, PAYLOAD).split(b"\0")
+    assert texts[:2] == [b"/srv", b"3"]
+    assert texts[2:5] == [word.encode() for word in PAYLOAD.command]
+    assert b"B=kept" in texts[5:]
+    assert texts[-1] == b""
+    assert initramfs.payload_description(Image("i", "d", ()), PAYLOAD).startswith(b"/\0")
 
 
-def test_working_directory_is_the_images(tmp_path: Path) -> None:
-    assert "--wd=/root/srv " in initramfs.payload_script(IMAGE, PAYLOAD)
-    assert "--wd=/root " in initramfs.payload_script(Image("i", "d", ()), PAYLOAD)
+def test_a_payload_that_no_guest_could_hold_is_refused() -> None:
+    many = msgspec.structs.replace(PAYLOAD, command=("x",) * 2000)
+    with pytest.raises(ImageError, match="more arguments"):
+        initramfs.payload_description(IMAGE, many)
 
 
-@pytest.mark.parametrize("name", ["init", "agent", "probe"])
-def test_guest_scripts_parse_and_only_use_what_is_packed(name: str) -> None:
-    text = initramfs.guest_file(name)
-    subprocess.run(["sh", "-n"], input=text, check=True)
-    words = {word for line in text.decode().splitlines() if not line.lstrip().startswith("#") for word in line.split()}
-    used = words & {"mount", "insmod", "ip", "hostname", "poweroff", "sleep", "usleep", "base64", "rm", "mkdir", "sync"}
-    assert used <= set(initramfs.APPLETS)
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc: apt-get install gcc libc6-dev")
+def test_the_guest_s_program_compiles_without_a_warning(tmp_path: Path) -> None:
+    program = guest_program(tmp_path)
+    assert is_static(program)
+    assert guest_program(tmp_path) == program
 
 
 # --- the agent's protocol ----------------------------------------------------------------------------------------
 
 
-def test_request_is_one_line_and_keeps_the_arguments() -> None:
-    line = agent.request(3, ["a b", "", "it's", "new\nline"], 1.2)
-    number, seconds, body = line.decode().split()
-    assert (number, seconds) == ("3", "2")
-    assert base64.b64decode(body).decode() == "'a b' '' 'it'\"'\"'s' 'new\nline'"
-    assert line.count(b"\n") == 1
+def test_request_keeps_the_arguments() -> None:
+    head, _, body = agent.request(3, ["a b", "", "it's", "new\nline"], 1.2).partition(b"\n")
+    assert head.split() == [b"run", b"3", b"1200", str(len(body)).encode()]
+    assert body == b"a b\0\0it's\0new\nline\0"
 
 
-def test_reply_with_empty_output() -> None:
-    assert agent.parse_reply(b"4 7 . .")[1].stdout == ""
-    number, done = agent.parse_reply(b"4 7 b3V0Cg==. ZXJyCg==.")
-    assert (number, done.status, done.stdout, done.stderr) == (4, 7, "out\n", "err\n")
+@pytest.mark.parametrize("argv", [["a\0b"], ["x"] * 1001, ["x" * (1 << 17)]])
+def test_a_command_that_can_t_be_sent_is_refused(argv: list[str]) -> None:
+    with pytest.raises(UsageError):
+        agent.request(1, argv, 1)
 
 
-@pytest.mark.parametrize("broken", [b"", b"4 7 .", b"x y . .", b"4 7 ?. ."])
+def test_head_of_a_reply() -> None:
+    assert agent.parse_head(b"4 7 12 0") == (4, 7, 12, 0)
+
+
+@pytest.mark.parametrize("broken", [b"", b"4 7 1", b"x y 1 1", b"4 7 -1 0", b"1 2 3 4 5"])
 def test_what_is_no_reply_is_refused(broken: bytes) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - which part of it is wrong does not matter
-        agent.parse_reply(broken)
+    with pytest.raises(LaunchError, match="no answer"):
+        agent.parse_head(broken)
 
 
 def guest_that_says(*replies: bytes) -> agent.Agent:
@@ -299,7 +302,7 @@ def guest_that_says(*replies: bytes) -> agent.Agent:
 
 
 def test_an_answer_to_a_command_given_up_is_skipped() -> None:
-    one = guest_that_says(b"0 9 . .\nnoise\n1 0 b2s=", b". .\n")
+    one = guest_that_says(b"0 9 3 2\nout\n\n1 0 2 0\no", b"k")
     assert one.exec(["true"], 5).stdout == "ok"
     one.close()
 
@@ -499,6 +502,58 @@ def test_a_device_alone_is_no_accelerator(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert asked == ["kvm", "tcg"] * 2, "another QEMU is asked again"
 
 
+def test_a_probe_that_proved_nothing_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After a day, or at once where kvm is asked for by name; an answer that is a proof is believed for good."""
+    asked, now = [], [1e9]
+    slow = accel.Answer(False, "too slow", 60.0, proved=False, date=now[0])
+    answers = {"kvm": slow, "tcg": accel.Answer(True, "tcg boots", 3.0)}
+
+    def probe(name: str, *_: object) -> accel.Answer:
+        asked.append(name)
+        return msgspec.structs.replace(answers[name], date=now[0])
+
+    monkeypatch.setattr(accel, "probe", probe)
+    monkeypatch.setattr(accel, "probe_initramfs", lambda *_: tmp_path)
+    monkeypatch.setattr(accel, "qemu_version", lambda: "QEMU 7")
+    monkeypatch.setattr(accel.os, "access", lambda *_: True)
+    monkeypatch.setattr(accel.time, "time", lambda: now[0])
+    assert "no proof" in accel.accelerator(tmp_path, KERNEL).reason
+    assert accel.accelerator(tmp_path, KERNEL).name == "tcg"
+    assert asked == ["kvm", "tcg"], "not within the day: each command would wait for it"
+    with pytest.raises(HostError, match="too slow"):
+        accel.accelerator(tmp_path, KERNEL, "kvm")
+    assert asked == ["kvm", "tcg", "kvm"], "asked for by name"
+    now[0] += 86401
+    answers["kvm"] = accel.Answer(True, "kvm boots", 1.0)
+    assert accel.accelerator(tmp_path, KERNEL).name == "kvm"
+    now[0] += 1e6
+    assert accel.accelerator(tmp_path, KERNEL).name == "kvm"
+    assert asked == ["kvm", "tcg", "kvm", "kvm"]
+
+
+def test_an_answer_of_an_older_form_is_not_believed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """In that form a guest that was too slow was written down as one that can't boot."""
+    monkeypatch.setattr(accel, "qemu_version", lambda: "QEMU 7")
+    new = accel._key(KERNEL)
+    monkeypatch.setattr(accel, "_FORM", "1")
+    assert accel._key(KERNEL) != new
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "proved"),
+    [
+        (134, "qemu: error: failed to set MSR 0x10a\n", True),
+        (137, "", False),
+        (1, "qemu: cannot set up guest memory: Cannot allocate memory\n", False),
+        (1, "ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy\n", False),
+    ],
+)
+def test_what_may_pass_is_no_proof(monkeypatch: pytest.MonkeyPatch, status: int, stderr: str, proved: bool) -> None:
+    _fake_run(monkeypatch, "", status, stderr)
+    answer = accel.probe("kvm", KERNEL, Path("i"))
+    assert (answer.boots, answer.proved) == (False, proved)
+
+
 def test_what_a_probe_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     _fake_run(monkeypatch, "bench: probe\r\n")
     assert accel.probe("tcg", KERNEL, Path("i")).boots
@@ -509,12 +564,14 @@ def test_what_a_probe_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Assertion failed" in answer.reason
 
 
-def test_a_probe_that_hangs_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_hangs_is_a_no_but_no_proof(monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(*_: object, **__: object) -> None:
         raise CommandError("still running")
 
     monkeypatch.setattr("bench.process.run", hang)
-    assert "did not boot within 15 s" in accel.probe("kvm", KERNEL, Path("i")).reason
+    answer = accel.probe("kvm", KERNEL, Path("i"))
+    assert "did not boot within 30 s" in answer.reason
+    assert not answer.proved
 
 
 # --- libvirt's errors --------------------------------------------------------------------------------------------
@@ -527,6 +584,34 @@ def test_errors_of_libvirt_come_with_a_remedy() -> None:
     assert "useradd" in (error.hint or "")
     assert "libvirt-qemu" in (error.hint or "")
     assert connection.translate(Exception("something new"), LaunchError, "x").hint is None
+
+
+def test_launches_at_once_do_not_meet_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libvirt's import sets a variable for a moment; once it is there, nobody touches them."""
+
+    class Untouchable(dict[str, str]):
+        def setdefault(self, *_: object) -> str:
+            raise AssertionError("the environment was changed")
+
+    there = types.ModuleType("libvirt")
+    monkeypatch.setitem(sys.modules, "libvirt", there)
+    monkeypatch.setattr(connection.os, "environ", Untouchable())
+    assert connection._libvirt() is there
+
+
+@pytest.mark.parametrize(
+    ("names", "stays"), [((), False), (("driver.pid",), False), (("bench-x.pid", "driver.pid"), True)]
+)
+def test_an_embedded_root_stays_only_where_guests_are_in_it(
+    tmp_path: Path, names: tuple[str, ...], stays: bool
+) -> None:
+    runtime = tmp_path / "state/libvirt/run/qemu"
+    runtime.mkdir(parents=True)
+    for name in names:
+        (runtime / name).touch()
+    connection.Connection(None, f"qemu:///embed?root={tmp_path}/state/libvirt", runtime, "root").close()
+    assert runtime.exists() == stays
+    assert (tmp_path / "state").exists() == stays
 
 
 def test_guests_of_another_host_are_refused(tmp_path: Path) -> None:

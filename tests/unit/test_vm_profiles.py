@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,12 +14,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from bench import process
 from bench.config import PROFILES, load_scenario
-from bench.errors import ConfigError, HostError, LaunchError
+from bench.errors import ConfigError, HostError, LaunchError, UsageError
 from bench.images import disks
 from bench.linux import hugepages
-from bench.model import MIB, VmSettings
-from bench.vm import clone, identity, kernel_build, supplies
+from bench.model import MIB, Completed, VmSettings
+from bench.vm import clocks, clone, domain, identity, kernel_build, supplies
 from bench.vm.accel import Accel
 from bench.vm.identity import Identity
 from bench.vm.kernel import GuestKernel
@@ -45,6 +47,12 @@ def test_clones_of_a_disk_are_refused(tmp_path: Path) -> None:
         scenario(tmp_path, "vm.storage=copy")
 
 
+def test_microvm_with_a_kernel_that_wants_pci_is_refused() -> None:
+    with pytest.raises(UsageError, match="PCI"):
+        domain.check(VmSettings(machine="microvm"))
+    domain.check(VmSettings(machine="microvm", kernel="micro"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -63,7 +71,7 @@ def test_a_wrong_value_is_told_with_what_is_allowed(tmp_path: Path, text: str, s
 
 def test_what_is_stored_tells_profiles_apart() -> None:
     kernel = GuestKernel("/k/vmlinux", "", "6.1", "source")
-    made = supplies.Supplies(kernel, "/i", "/r", Accel("tcg", "", 0.0), clone.Saved("/m", "/s", 1, 2.0))
+    made = supplies.Supplies(kernel, "/i", "/r", Accel("tcg", "", 0.0), saved=clone.Saved("/m", "/s", 1, 2.0))
     settings = msgspec.convert(PROFILES["vm:clone"], VmSettings)
     told = supplies.describe("clone", made, settings)
     assert json.loads(told["clone: settings"])["start"] == "clone"
@@ -79,7 +87,7 @@ def test_what_is_stored_tells_profiles_apart() -> None:
 
 def test_record_is_laid_out_as_the_guest_s_program_has_it(tmp_path: Path) -> None:
     """A C compiler's offsets against ours."""
-    source = (Path(identity.__file__).parent / "guest/awaken.c").read_text()
+    source = (Path(identity.__file__).parent / "guest/clone.c").read_text()
     struct = source[source.index("struct record {") : source.index("};", source.index("struct record {")) + 2]
     fields = ("flags", "mac", "address", "mask", "gateway", "seed", "hostname", "text")
     offsets = ", ".join(f"(int)offsetof(struct record, {field})" for field in fields)
@@ -114,6 +122,20 @@ def test_a_restore_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "state").touch()
     with pytest.raises(LaunchError, match="internal-error"):
         clone.restore(None, tmp_path / "state")
+
+
+def test_a_clone_does_not_announce_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def monitor(domain: object, command: str, **arguments: object) -> dict[str, str]:
+        asked[command] = arguments
+        return {"status": "paused"}
+
+    monkeypatch.setattr(clone, "monitor", monitor)
+    (tmp_path / "state").touch()
+    clone.restore(None, tmp_path / "state")
+    assert asked["migrate-set-parameters"] == {"announce-rounds": 0}
+    assert list(asked).index("migrate-set-parameters") < list(asked).index("migrate-incoming")
 
 
 def test_a_save_waits_until_it_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,3 +249,29 @@ def test_blocks_that_cant_be_shared_are_told_and_nothing_stays(tmp_path: Path, m
         disks.reflink_disk(template, target)
     assert "btrfs or xfs" in (caught.value.hint or "")
     assert not target.exists()
+
+
+# --- clocks ------------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_is_told_its_clocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(clocks, "tsc_khz", lambda cache: 2_596_123)
+    one = clocks.told(tmp_path, "q35", 1)
+    assert one[0] == "tsc_early_khz=2596123"
+    assert "nolapic_timer" in one
+    # the other vCPUs have no other timer, and microvm has no HPET
+    assert "nolapic_timer" not in (*clocks.told(tmp_path, "q35", 2), *clocks.told(tmp_path, "microvm", 1))
+
+
+@pytest.mark.parametrize("said", ["", "0\n", "99\n", "fast\n", "999999999999\n"])
+def test_a_counter_that_can_t_be_read_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str) -> None:
+    monkeypatch.setattr(clocks, "compiled_path", lambda *_: "/bin/true")
+    monkeypatch.setattr(process, "run", lambda *_, **__: Completed(0, said, ""))
+    with pytest.raises(HostError, match="time stamp counter"):
+        clocks.tsc_khz(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc: apt-get install gcc libc6-dev")
+def test_the_counter_of_this_host_is_read_twice_the_same(tmp_path: Path) -> None:
+    one, two = (clocks.tsc_khz(tmp_path) for _ in range(2))
+    assert abs(one - two) < one / 1000

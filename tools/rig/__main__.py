@@ -16,12 +16,14 @@ from bench import log
 from bench.errors import BenchError, HostError
 from bench.paths import cache_dir
 from bench.process import run
+from bench.vm.guest_program import guest_program
 from bench.vm.kernel import guest_kernel
 from tools.rig.machine import Outcome, run_job
 from tools.rig.parts import TREE, make_parts
 from tools.rig.stages import STAGES, TESTS, Verdict, summary, verdicts
 
 HOME = TREE / ".rig"
+DRIVERS = "process,container,vm:stock,vm:lean,vm:micro,vm:clone"
 
 
 def main(words: Sequence[str]) -> int:
@@ -37,7 +39,7 @@ def main(words: Sequence[str]) -> int:
 
 def _options(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.rig", description=__doc__)
-    parser.add_argument("--drivers", default="process,container,vm", help="of the density run")
+    parser.add_argument("--drivers", default=DRIVERS, help="of the density run: %(default)s")
     parser.add_argument("--count", type=int, default=2, help="instances of each driver")
     parser.add_argument("--stages", default=",".join(STAGES), help="only these: %(default)s")
     parser.add_argument("--tests", default=" ".join(TESTS), help="files and options of pytest")
@@ -52,6 +54,7 @@ def _rig(options: argparse.Namespace) -> int:
         raise HostError(f"no such stage: {', '.join(sorted(unknown))}", hint=f"there are {', '.join(STAGES)}")
     parameters = {"STAGES": options.stages, "DRIVERS": options.drivers, "COUNT": str(options.count)}
     cache = cache_dir()
+    guest_program(cache)  # with what it goes into in the cache: there is no compiler in the rig
     parts = make_parts(HOME / "parts", guest_kernel(cache), cache, {**parameters, "TESTS": options.tests})
     results = HOME / "results" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     results.mkdir(parents=True)

@@ -36,7 +36,7 @@ PACKAGES = (
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 _LEFT_OUT = ("mypy", "mypyc", "ruff", "pip", "grimp", "importlinter", "pandas-stubs", "__editable__", "tenancy_bench")
 _PROJECT = ("bench", "tests", "benchmarks", "tools", "pyproject.toml", "requirements.lock", "README.md")
-_CACHED = ("images", "kernels", "guest")
+_CACHED = ("images", "kernels", "programs")
 _JOB_FILES = ("job.sh", "judge.py", "patient.py")
 _ROOT_SIZE = "6G"  # sparse; nothing that is written there outlives the guest
 
