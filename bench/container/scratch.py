@@ -11,7 +11,6 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,20 +19,26 @@ from pathlib import Path
 from bench.errors import HostError
 from bench.images.tools import run_tool
 from bench.linux import syscalls
+from bench.linux.mountinfo import mounts
 from bench.model import MIB, Leftover
 
 log = logging.getLogger(__name__)
 
 SMALLEST = 320 * MIB  # mkfs.xfs refuses less than 300 MiB
-_MAKE = {"xfs": ("mkfs.xfs", "-q", "-f", "-m", "reflink=1"), "btrfs": ("mkfs.btrfs", "-q", "-f", "-m", "single")}
+# What a file system puts off would be done, and counted, while instances come and go.
+_NOW = "lazy_itable_init=0,lazy_journal_init=0"
+_MAKE = {
+    "ext4": ("mkfs.ext4", "-q", "-F", "-m", "0", "-E", _NOW),
+    "xfs": ("mkfs.xfs", "-q", "-f", "-m", "reflink=1"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f", "-m", "single"),
+}
 _LOOP_CLR_FD = 0x4C01
 _PATIENCE = 5.0  # seconds for the kernel to take down mount namespaces that still hold the file system
-_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 @contextmanager
 def scratch_filesystem(folder: Path, kind: str, size: int) -> Iterator[Path]:
-    """An empty file system of `kind` ("xfs", "btrfs") of at most `size` bytes, mounted in `folder`; gone afterwards.
+    """An empty file system of `kind` (ext4, xfs, btrfs) of at most `size` bytes, mounted in `folder`; gone afterwards.
 
     Raises HostError if it can't be made, with the remedy.
     """
@@ -102,8 +107,7 @@ def _free(device: str) -> None:
 def mounts_below(folder: Path, proc: Path = Path("/proc")) -> list[str]:
     """Mount points in `folder`, latest first: the order in which they can be unmounted."""
     inside = f"{folder.absolute()}/"
-    points = [_unescaped(line.split()[4]) for line in (proc / "self/mountinfo").read_text().splitlines()]
-    return [point for point in reversed(points) if point.startswith(inside)]
+    return [mount.point for mount in reversed(mounts(proc)) if mount.point.startswith(inside)]
 
 
 def loops_below(folder: Path, block: Path = Path("/sys/block")) -> list[str]:
@@ -115,7 +119,3 @@ def loops_below(folder: Path, block: Path = Path("/sys/block")) -> list[str]:
             if entry.read_text().startswith(inside):
                 found.append(entry.parent.parent.name)
     return found
-
-
-def _unescaped(path: str) -> str:
-    return _ESCAPE.sub(lambda code: chr(int(code[1], 8)), path)

@@ -23,3 +23,9 @@ class RunContext:
     network: RunNetwork
     connect: str | None = None  # libvirt URI; None: the driver's default
     launcher: Launcher = field(default_factory=Launcher)  # start it before threads and heavy imports
+    scratch: Path | None = None  # where a file system was made for the run, if one was
+
+    @property
+    def place(self) -> Path:
+        """Where instances' own files go: what they write is measured there."""
+        return self.scratch or self.state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -34,6 +35,30 @@ def sizes(text: str) -> dict[str, int]:
     return found
 
 
+def mapped(smaps: Iterable[str], start: int, size: int) -> dict[str, int] | None:
+    """Sums in bytes over the mappings of a /proc/PID/smaps that lie in `size` bytes from address `start`.
+
+    None if there are none, or one reaches beyond: then what lies within can't be told. An open file is read no
+    further than it has to be: the kernel makes its lines as they are asked for, and all take milliseconds.
+    """
+    total: dict[str, int] = {}
+    inside = found = False
+    for line in smaps:
+        words = line.split()
+        if words and words[0][-1] != ":":  # the head of a mapping: `7f00-7f80 rw-p 00000000 00:00 0 name`
+            low, high = (int(end, 16) for end in words[0].split("-"))
+            if low >= start + size:
+                break
+            inside = high > start
+            if inside and not (start <= low and high <= start + size):
+                return None
+            found = found or inside
+        elif inside and len(words) == 3 and words[2] == "kB":
+            name = words[0][:-1]
+            total[name] = total.get(name, 0) + int(words[1]) * 1024
+    return total if found else None
+
+
 def meminfo(root: Path = Path("/")) -> dict[str, int]:
     """/proc/meminfo in bytes; empty if it can't be read."""
     return sizes(read(root / "proc/meminfo") or "")
@@ -60,6 +85,15 @@ def pressure_total(text: str, kind: str = "some") -> int | None:
         words = line.split()
         if words and words[0] == kind and words[-1].startswith("total="):
             return int(words[-1].removeprefix("total="))
+    return None
+
+
+def pressure_average(text: str, kind: str = "some") -> float | None:
+    """Share of the last ten seconds that was stalled, from /proc/pressure/*."""
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == kind and words[1].startswith("avg10="):
+            return float(words[1].removeprefix("avg10=")) / 100
     return None
 
 

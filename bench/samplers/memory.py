@@ -6,15 +6,16 @@ A sum is reported only if all of it could be read: a part that is missing would 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bench.linux import cgroups, procfs
-from bench.model import Footprint, Reading
+from bench.model import Footprint, GuestRam, Reading
 
 
 class MemorySampler:
-    """instances.memory.{pss,uss,cgroup,kernel} and instances.processes."""
+    """instances.memory.{pss,uss,cgroup,kernel} and instances.processes; of guests also what is RAM of theirs, and what
+    their hypervisors take beside it."""
 
     name = "memory"
 
@@ -23,6 +24,7 @@ class MemorySampler:
 
     def read(self, footprints: Sequence[Footprint]) -> list[Reading]:
         readings = self._processes(host_pids(footprints, self._root))
+        readings += self._guests(footprints, {reading.metric: reading.value for reading in readings})
         folders = memory_groups(footprints, self._root)
         if folders is not None:
             readings += _charged(folders)
@@ -39,6 +41,34 @@ class MemorySampler:
                 Reading("instances.memory.uss", float(sum(uss for _, uss in sums)), "bytes"),
             ]
         return readings
+
+    def _guests(self, footprints: Sequence[Footprint], sums: Mapping[str, float]) -> list[Reading]:
+        """instances.memory.{guest,touched,overhead}: only if all instances that run are guests and tell."""
+        running = [one for one in footprints if one.pids]
+        rams = [one.ram for one in running if one.ram is not None]
+        if not running or len(rams) < len(running) or "instances.memory.pss" not in sums:
+            return []
+        found = [ram_memory(ram, self._root) for ram in rams]
+        if None in found:
+            return []
+        pss, rss = (float(sum(one[place] for one in found if one)) for place in (0, 1))
+        return [
+            Reading("instances.memory.guest", pss, "bytes"),
+            Reading("instances.memory.touched", rss, "bytes"),
+            Reading("instances.memory.overhead", sums["instances.memory.pss"] - pss, "bytes"),
+        ]
+
+
+def ram_memory(ram: GuestRam, root: Path = Path("/")) -> tuple[int, int] | None:
+    """(PSS, RSS) in bytes of a guest's RAM; None if its mapping can't be told apart, or is not ours to read."""
+    try:
+        with open(root / f"proc/{ram.pid}/smaps") as file:
+            values = procfs.mapped(file, ram.start, ram.size)
+    except OSError:  # it has ended, or is not ours to read
+        return None
+    if values is None or not {"Pss", "Rss"} <= values.keys():
+        return None
+    return values["Pss"], values["Rss"]
 
 
 def host_pids(footprints: Sequence[Footprint], root: Path = Path("/")) -> list[int]:
