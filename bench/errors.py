@@ -48,8 +48,19 @@ class CommandError(BenchError):
     """A command we ran failed; the message holds a line that can be pasted into a shell."""
 
 
+class AddressesError(HostError):
+    """The networks of a run have no bridge port and no address left."""
+
+
 class LaunchError(BenchError):
-    """An instance did not come up; the message ends with what its console or its set-up said last."""
+    """An instance did not come up; the message ends with what its console or its set-up said last.
+
+    `errno`: what the kernel refused with, where that is known and means what it says.
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None, errno: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.errno = errno
 
 
 class ReadyTimeoutError(LaunchError):

@@ -84,7 +84,8 @@ _ALL = (
         "1/s",
         "Launch rate",
         "Instances launched to `ready` (and `reply`, for servers) in one ramp over the time spent launching "
-        "them, one after the other; sampling left out.",
+        "them, one after the other; with launch.concurrency from the first request to the last of them, wave by wave. "
+        "Sampling is left out.",
         "higher",
     ),
     _summary(
@@ -99,6 +100,14 @@ _ALL = (
         "instances",
         "Alive",
         "Most instances alive and ready at once in a ramp; see its limiter.",
+        "higher",
+    ),
+    _summary(
+        "density.useful",
+        "instances",
+        "Useful",
+        "Largest step of a ramp at which the service level was held (`service`): every instance alive and, where its "
+        "payload can be asked, answering, p99 and errors within their bounds; absent where nobody watched.",
         "higher",
     ),
     _summary(
@@ -140,6 +149,26 @@ _ALL = (
         "Slope over N of the kernel part of the memory charged to the instances' cgroups.",
     ),
     _summary(
+        "memory.guest",
+        "bytes",
+        "Guest RAM of one more",
+        "Slope over N of the part of `memory.pss` that is guests' RAM: the mapping that the hypervisor names as its "
+        "guest's, in its smaps. Only for VMs, as the next two.",
+    ),
+    _summary(
+        "memory.touched",
+        "bytes",
+        "Touched guest RAM of one more",
+        "Slope over N of the resident size of the same mapping: RAM that the guest has touched, also where guests "
+        "share it (`memory.guest` divides it among them).",
+    ),
+    _summary(
+        "memory.overhead",
+        "bytes",
+        "Hypervisor's memory of one more",
+        "`memory.pss` minus `memory.guest`: what the host's processes of a VM take beside its RAM.",
+    ),
+    _summary(
         "memory.residual",
         "bytes",
         "Unexplained memory",
@@ -147,6 +176,21 @@ _ALL = (
         "(network namespaces, cgroups, mounts; noise).",
         None,
     ),
+    _summary(
+        "memory.merged",
+        "bytes",
+        "Merged memory of one more",
+        "Slope over N of the memory that KSM spares, under the condition ksm=on, once merging is through.",
+        "higher",
+    ),
+    _summary(
+        "ksm.time",
+        "s",
+        "Time to merge",
+        "What the waits for KSM before the samples of a ramp come to: until the pages shared stayed the same over two "
+        "full scans. At our pace of scanning (20,000 pages every 10 ms), not the kernel's.",
+    ),
+    _summary("ksm.cpu", "s", "CPU of merging", "CPU seconds of ksmd, the kernel's thread, in these waits of a ramp."),
     _summary(
         "disk.marginal",
         "bytes",
@@ -164,6 +208,20 @@ _ALL = (
         "bytes",
         "Disk of one more, as du claims",
         "Slope over N of what `du` over each instance's files claims when shared files are counted for every instance.",
+    ),
+    _summary(
+        "disk.used",
+        "bytes",
+        "Disk of one more, as its file system says",
+        "Slope over N of the blocks in use (statvfs) on the file systems made for the run (`scratch.filesystem`, and "
+        "those of the container storages btrfs and reflink); absent where none was made.",
+    ),
+    _summary(
+        "disk.counted",
+        "bytes",
+        "Disk of one more, as counted there",
+        "Slope over N of what `disk.marginal` and `disk.shared` count on the same file systems: what the slope of used "
+        "blocks is a check of.",
     ),
     _summary(
         "pool.size",
@@ -189,6 +247,14 @@ _ALL = (
     _summary("teardown.stopped", "s", "Stopped", "From the request to stop until nothing of the instance runs."),
     _summary("teardown.removed", "s", "Removed", "From the request to stop until nothing of the instance is left."),
     _raw(
+        "cold.evicted",
+        "bytes",
+        "Evicted",
+        "Of a launch under the condition cache=cold: what of the image's files, the guest's kernel and the "
+        "hypervisor's program was in the page cache before they were evicted.",
+    ),
+    _raw("cold.resident", "bytes", "Resident", "The same after that, read before the launch; a launch with any fails."),
+    _raw(
         "instances.memory.pss",
         "bytes",
         "Sum of PSS",
@@ -213,6 +279,24 @@ _ALL = (
         "memory.kmem.usage_in_bytes (v1) or `kernel` of memory.stat (v2).",
     ),
     _raw(
+        "instances.memory.guest",
+        "bytes",
+        "Sum of guest RAM",
+        "PSS of the guests' RAM in their hypervisors; absent where one does not tell which mapping that is.",
+    ),
+    _raw(
+        "instances.memory.touched",
+        "bytes",
+        "Sum of touched guest RAM",
+        "Rss of the same mappings.",
+    ),
+    _raw(
+        "instances.memory.overhead",
+        "bytes",
+        "Sum of hypervisors' memory",
+        "Sum of PSS less that of guest RAM.",
+    ),
+    _raw(
         "instances.cpu",
         "s",
         "Sum of CPU seconds",
@@ -220,9 +304,18 @@ _ALL = (
     ),
     _raw("instances.processes", "count", "Host processes", "Host processes in the instances' cgroups."),
     _raw(
-        "instances.disk.own", "bytes", "Own disk", "Allocated blocks (st_blocks x 512) of what only the instances own."
+        "instances.disk.own",
+        "bytes",
+        "Own disk",
+        "Allocated blocks (st_blocks x 512) of what only the instances own; extents that several files have in common "
+        "(FIEMAP, on btrfs and xfs) once.",
     ),
-    _raw("instances.disk.shared", "bytes", "Shared disk", "Allocated blocks of shared files, each inode counted once."),
+    _raw(
+        "instances.disk.shared",
+        "bytes",
+        "Shared disk",
+        "Allocated blocks of shared files, each inode and each extent counted once.",
+    ),
     _raw(
         "instances.disk.claimed",
         "bytes",
@@ -234,6 +327,18 @@ _ALL = (
         "bytes",
         "Disk as ls claims",
         "Apparent sizes with shared files counted for every instance.",
+    ),
+    _raw(
+        "scratch.disk.used",
+        "bytes",
+        "Used blocks",
+        "Blocks in use, from statvfs after syncfs, of the file systems made for the run; absent where none was.",
+    ),
+    _raw(
+        "scratch.disk.counted",
+        "bytes",
+        "Counted blocks",
+        "Allocated blocks of the instances' files on the same file systems, own and shared, each once.",
     ),
     _raw(
         "host.memory.available",
@@ -251,6 +356,10 @@ _ALL = (
     _raw("host.memory.pagetables", "bytes", "PageTables", "From /proc/meminfo."),
     _raw("host.memory.kernelstack", "bytes", "KernelStack", "From /proc/meminfo."),
     _raw("host.memory.percpu", "bytes", "Percpu", "From /proc/meminfo."),
+    _raw("host.ksm.settled", "s", "Merging", "Wait until KSM was through; absent if that took over 300 s."),
+    _raw("host.ksm.cpu", "s", "CPU of merging", "CPU seconds of ksmd in that wait."),
+    _raw("host.ksm.shared", "bytes", "Pages kept", "pages_shared: what is kept of merged pages, once for all."),
+    _raw("host.ksm.sharing", "bytes", "Pages spared", "pages_sharing: what merging spares."),
     _raw(
         "host.pressure.memory",
         "s",
@@ -269,6 +378,17 @@ _ALL = (
         "CPU time",
         "CPU seconds since boot, idle ones included, over all CPUs, from /proc/stat.",
     ),
+    _raw("service.requests", "count", "Requests", "Requests made of the instances at this step; see `service`."),
+    _raw("service.errors", "count", "Failed requests", "Those of them that were not answered as asked for, in time."),
+    _raw("service.silent", "instances", "Silent instances", "Instances that answered none of their requests."),
+    _raw(
+        "service.p50",
+        "s",
+        "Answer, median",
+        "Of the time from the moment a request was due until the status of its answer was read, over all requests; "
+        "failed ones count as slower than any answer, and the reading is absent where it falls among them.",
+    ),
+    _raw("service.p99", "s", "Answer, 99th percentile", "Of the same times."),
     _raw("harness.memory.pss", "bytes", "Harness memory", "PSS of our own processes: the harness and its launcher."),
     _raw("harness.cpu", "s", "Harness CPU", "User and system CPU seconds of our own processes since the run began."),
 )

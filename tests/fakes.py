@@ -8,6 +8,8 @@ from pathlib import Path
 
 from bench.config import Scenario, load_scenario, payload_for
 from bench.errors import LaunchError, ReadyTimeoutError
+from bench.headroom import Kept, Levels, shortage
+from bench.limiters import Stop
 from bench.model import (
     Completed,
     Footprint,
@@ -16,6 +18,7 @@ from bench.model import (
     InstanceSpec,
     LaunchRecord,
     Leftover,
+    Limits,
     Phase,
     PhaseLog,
     Reading,
@@ -147,12 +150,25 @@ def scenario(tmp_path: Path, **changes: object) -> Scenario:
     return load_scenario(Path("scenarios/density.toml"), overrides=quick)
 
 
+class FakeHeadroom:
+    """A host with so many bytes available, of which 1 GiB is its own."""
+
+    def __init__(self, available: int) -> None:
+        self.available = available
+
+    def stop(self, limits: Limits) -> Stop | None:
+        return shortage(Levels(memory=self.available), Kept(memory=1 << 30), limits)
+
+    def said(self) -> str:
+        return f"MemAvailable {self.available} bytes"
+
+
 def job(
     driver: FakeDriver, recorder: Recorder, chosen: Scenario, *, available: int = 1 << 40, deadline: float | None = None
 ) -> Job:
     return Job(
         run=RUN, scenario=chosen, plan=make_plan(chosen, seed=1), image=IMAGE, payload=payload_for(chosen),
-        drivers={"container": driver}, samplers=[recorder], progress=recorder, logs="", reserve=1 << 30,
-        available=lambda: available, cpu_seconds=lambda footprint: 0.25, accelerators=lambda name: None,
+        drivers={"container": driver}, samplers=[recorder], progress=recorder, logs="",
+        headroom=FakeHeadroom(available), cpu_seconds=lambda footprint: 0.25, accelerators=lambda name: None,
         shield=nullcontext, deadline=deadline,
     )  # fmt: skip

@@ -183,6 +183,7 @@ class Launcher:
         """
         request = {"do": "launch", "recipe": recipe, "pidfd": pidfd, "trace": trace, **_fields(place)}
         answer, got = self._ask(request, 2, streams)
+        _require(got, int(pidfd) + (not streams))
         return LaunchedProcess(answer, got.pop(0) if pidfd else -1, got.pop() if got else -1)
 
     def release(self, held: LaunchedProcess) -> None:
@@ -192,6 +193,7 @@ class Launcher:
     def exec(self, recipe: int, place: Placed, target: int, timeout: float) -> Completed:
         """Run one more process (`place.argv`) in the instance whose first process is `target`, to its end."""
         answer, fds = self._ask({"do": "exec", "recipe": recipe, "target": target, **_fields(place)}, 3)
+        _require(fds, 3)
         pidfd, *streams = fds
         try:
             output = _drain(streams, timeout, place.argv)
@@ -241,6 +243,14 @@ def _exchange(link: socket.socket, message: bytes, streams: Sequence[int], fds: 
         return messages.receive(link, fds)
     except (BrokenPipeError, ConnectionResetError):
         return None, []
+
+
+def _require(fds: Sequence[int], count: int) -> None:
+    """The kernel drops descriptors that find no place in our table, and says nothing. Raises LaunchError."""
+    if len(fds) < count:
+        for fd in fds:
+            os.close(fd)
+        raise LaunchError(f"descriptors of a new process: {os.strerror(errno.EMFILE)}", errno=errno.EMFILE)
 
 
 def _fields(place: Placed) -> dict[str, Any]:

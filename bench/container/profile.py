@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from bench.linux import oom
+
 SYSCALLS: dict[str, str] = {
     "files: open, read, write": """
         access close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 fadvise64 fadvise64_64
@@ -138,7 +140,6 @@ NAMESPACES: tuple[Literal["mount", "network", "uts", "pid", "ipc", "cgroup"], ..
     "mount", "network", "uts", "pid", "ipc", "cgroup",
 )  # fmt: skip
 
-OOM_SCORE_ADJ = 500
-"""If the host runs out of memory the kernel shall take an instance, never the harness, which often can't go below 0."""
+OOM_SCORE_ADJ = oom.INSTANCE
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from bench.container.firewall import OURS, TABLES, Firewall, Published, Rules, Zone
 from bench.container.network import Bridge, Endpoint, Network, Publication, network_name, parse_subnet
-from bench.errors import HostError, UsageError
+from bench.errors import AddressesError, HostError, UsageError
 from bench.linux import interfaces, procfs
 from bench.model import Leftover, RunId, token_of
 
@@ -80,6 +80,16 @@ class RunNetwork:
             if (bridge := self._bridge(endpoint)) is not None:
                 bridge.give(endpoint.address)
 
+    def room(self) -> int | None:
+        """How many more instances its own network takes at least: what its bridges have, or, where those are full, one
+        more of them would. None before the first: nobody has asked for a network."""
+        with self._lock:
+            bridges = self.network(OWN).bridges
+            there = sum(bridge.room for bridge in bridges)
+            if there or not bridges:
+                return there or None
+            return self._ports if free_subnet(interfaces.routed()) else 0
+
     def _bridge(self, endpoint: Endpoint) -> Bridge | None:
         every = (bridge for network in self._networks.values() for bridge in network.bridges)
         return next((bridge for bridge in every if bridge.name == endpoint.bridge), None)
@@ -89,7 +99,7 @@ class RunNetwork:
         with interfaces.alone():  # another run may be choosing at this moment
             subnet = free_subnet(interfaces.routed())
             if subnet is None:
-                raise HostError(f"every /{PREFIX} of {POOL} is in use here", hint="bench clean; ip route")
+                raise AddressesError(f"every /{PREFIX} of {POOL} is in use here", hint="bench clean; ip route")
             return self._make(subnet)
 
     def _make(self, subnet: ipaddress.IPv4Network) -> Bridge:

@@ -23,13 +23,21 @@ def connects(address: str, port: int, timeout: float = _ATTEMPT) -> bool:
 
 def answers(check: HttpCheck, address: str, timeout: float = _ATTEMPT) -> bool:
     """Whether GET of the path gives the status asked for. HTTP/1.0, so that the server closes when it is done."""
-    request = f"GET {check.path} HTTP/1.0\r\nHost: {address}\r\n\r\n".encode()
     try:
         with socket.create_connection((address, check.port), timeout) as link:
-            link.sendall(request)
+            link.sendall(request_for(check, address))
             head = link.recv(4096)
     except OSError:
         return False
+    return answered(head, check)
+
+
+def request_for(check: HttpCheck, address: str) -> bytes:
+    return f"GET {check.path} HTTP/1.0\r\nHost: {address}\r\n\r\n".encode()
+
+
+def answered(head: bytes, check: HttpCheck) -> bool:
+    """Whether an answer that begins so has the status asked for."""
     words = head.split(None, 2)
     return len(words) > 1 and words[0].startswith(b"HTTP/") and words[1] == str(check.status).encode()
 

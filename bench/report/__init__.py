@@ -1,5 +1,1 @@
-"""From numbers to one self-contained HTML file."""
-
-from bench.report.build import build_report, render
-
-__all__ = ["build_report", "render"]
+"""From numbers to one self-contained HTML file: `build.build_report`. Its formats are of use without drawing."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from bench.analysis import Estimate, HeadlineRow, Series
 from bench.analysis.headline import COUNT, Ratio
+from bench.analysis.quality import BOUNDS
 from bench.report.format import estimate, interval, quantity
 from bench.store import RunData
 
@@ -80,8 +81,27 @@ def _alone(row: HeadlineRow) -> str:
     return f"{_name(row)} {until} after {estimate(row.startup, 's')}{memory}."
 
 
+def _to_limit(row: HeadlineRow) -> str:
+    """`container:default got to 512 (480 to 540) instances alive, 472 useful, limited by memory in 3 ramps.`"""
+    ramps = f"{row.ramps} {'ramp' if row.ramps == 1 else 'ramps'}"
+    useful = f", {estimate(row.useful, 'instances')} useful" if row.useful else ""
+    if set(row.limiters) <= set(BOUNDS):
+        return (
+            f"{_name(row)} got to {estimate(row.density, 'instances')} instances alive{useful}, where a bound of the "
+            f"scenario ended its {ramps} ({row.stopped}): its limit was not found."
+        )
+    return (
+        f"{_name(row)} got to {estimate(row.density, 'instances')} instances alive{useful}, limited by {row.stopped} "
+        f"in {ramps}."
+    )
+
+
 def _limits(rows: list[HeadlineRow]) -> Iterator[str]:
     """How many ran at once, and what stopped them where it was not the number asked for."""
+    for row in rows:
+        if row.to_limit:
+            yield _to_limit(row)
+    rows = [row for row in rows if not row.to_limit]
     for row in rows:
         if row.alive is not None and row.limiters != (COUNT,):
             limits = ", ".join(limiter for limiter in row.limiters if limiter != COUNT)

@@ -53,7 +53,7 @@ class Scene(Struct, frozen=True):
 
 def figures(scene: Scene) -> list[Drawing]:
     """All figures the run has data for, in the order of the report."""
-    draws = (memory, startup, startup_over_n, disk, phases, capacity)
+    draws = (memory, startup, startup_over_n, service, disk, phases, capacity)
     return [drawing for draw in draws if (drawing := draw(scene)) is not None]
 
 
@@ -208,6 +208,43 @@ def _change_said(scene: Scene, series: Series) -> str:
     first, last = rows["alive"].quantile(0.25), rows["alive"].quantile(0.75)
     early, late = (part["seconds"].median() for part in (rows[rows["alive"] <= first], rows[rows["alive"] >= last]))
     return f"{quantity(early, 's')} → {quantity(late, 's')}"
+
+
+# --- service ---------------------------------------------------------------------------------------------------
+
+
+def service(scene: Scene) -> Drawing | None:
+    """How fast instances answer under the load of each step, the more there are."""
+    shown = [series for series in scene.tables.series if len(_by_n(scene, series, "service.p99")) > 1]
+    if not shown:
+        return None
+    useful = [(scene.name(one), scene.metrics[one, "density.useful"]) for one in shown]
+    return _panels(
+        scene, shown, _service_panel, "service", "Answers over the number of instances",
+        "The time of answers under the load of each step (service in the scenario), both axes logarithmic. Points: "
+        "99th percentile in each round; line: median of these; thin: median of the 50th. Dotted: the largest step at "
+        f"which the service level was held, median over rounds. {_ramps_said(useful)}",
+        _said("Largest step at which the service level was held:", useful, "instances"),
+    )  # fmt: skip
+
+
+def _service_panel(scene: Scene, series: Series, axes: Axes) -> None:
+    points = step_values(scene.tables, series, ((1, "service.p99"),))
+    slow, middle = (_by_n(scene, series, f"service.{part}") for part in ("p99", "p50"))
+    chosen, style = scale("s", float(slow.median())), scene.look(series)
+    _dots(axes, points.index.get_level_values("n").to_numpy(), points.to_numpy() / chosen.factor, style, alpha=0.45)
+    axes.plot(slow.index, slow / chosen.factor, color=style.colour, linestyle=style.line, linewidth=2.2)
+    axes.plot(middle.index, middle / chosen.factor, color=style.colour, linestyle=style.line, linewidth=1)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value, "count")))
+        axis.set_minor_formatter(NullFormatter())
+    found = scene.metrics[series, "density.useful"].value
+    if found >= 1:
+        axes.axvline(found, color=MUTED, linestyle=":", linewidth=1.2)
+    _labels(axes, "instances alive (N)", f"until answered, {chosen.unit}")
+    _headed(axes, scene.name(series), f"{quantity(found, 'instances')} useful")
 
 
 # --- disk ------------------------------------------------------------------------------------------------------

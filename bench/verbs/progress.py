@@ -11,6 +11,7 @@ from bench.config import Scenario
 from bench.model import LaunchRecord, Outcome, TrialRecord
 from bench.plan import Plan, Trial, trial_seconds
 from bench.runner import Progress
+from bench.variants import Variants
 
 
 @contextmanager
@@ -24,8 +25,10 @@ def shown(plan: Plan, scenario: Scenario) -> Iterator[Progress]:
 
 
 def _outcome(record: TrialRecord) -> str:
-    reached = f"{record.outcome}, {record.alive} of {record.asked} alive"
-    if record.limiter in ("count", "interrupted"):
+    reached = f"{record.outcome}, {record.alive} of {'at most ' if record.to_limit else ''}{record.asked} alive"
+    if record.useful is not None:
+        reached += f", {record.useful} useful"
+    if record.limiter == "interrupted" or (record.limiter == "count" and not record.to_limit):
         return reached
     first = next(iter(record.evidence.splitlines()), "no evidence")
     return f"{reached}, limited by {record.limiter}: {first}"
@@ -45,7 +48,8 @@ class _Lines:
 
     def trial(self, trial: Trial) -> None:
         self._number += 1
-        self._say(f"[{self._number}/{self._trials}] {trial.id} to N={trial.count}")
+        goal = "" if trial.kind == "battery" else f" to {'the limit, at most ' * trial.to_limit}N={trial.count}"
+        self._say(f"[{self._number}/{self._trials}] {trial.id}{goal}")
 
     def doing(self, text: str) -> None:
         if not self._number:
@@ -73,7 +77,8 @@ class _Bar:
             TimeRemainingColumn,
         )
 
-        self._weights = {trial.id: trial_seconds(trial, scenario) for trial in plan.trials}
+        variants = Variants(scenario)
+        self._weights = {one.id: trial_seconds(one, variants.of(one.condition)) for one in plan.trials}
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}", justify="left"),

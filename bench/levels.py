@@ -1,0 +1,66 @@
+"""Tables of a scenario about how far a ramp goes, what counts as useful, and what the payload does."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from bench.model import GIB
+
+MOST_TOUCHED = 1 << 20  # MiB
+GUEST_NEEDS = 32
+"""MiB of a guest's RAM that its kernel and its root file system take."""
+
+
+class Reserve(Struct, frozen=True, forbid_unknown_fields=True):
+    """[reserve]: what stays left to the host, looked at before each launch; of `memory` and `fraction` the larger.
+
+    Bytes; share of the host's memory; share of time (PSI memory, some, avg10); bytes; counts.
+    """
+
+    memory: int = 2 * GIB
+    fraction: float = 0.10
+    pressure: float = 0.10
+    disk: int = 2 * GIB
+    pids: int = 1024
+    descriptors: int = 512
+
+
+class ToLimit(Struct, frozen=True, forbid_unknown_fields=True):
+    """[to_limit]: ramp until something stops it; these bounds hold in any case. Instances; seconds of one ramp."""
+
+    on: bool = False
+    count: int = 4096
+    time: float = 900.0
+
+
+class Service(Struct, frozen=True, forbid_unknown_fields=True):
+    """[service]: what instances must do at a step to be useful, and the load they are asked by. Seconds, shares."""
+
+    watch: Literal["to-limit", "always", "never"] = "to-limit"
+    p99: float = 0.25
+    errors: float = 0.01
+    rate: float = 100.0
+    per_instance: float = 5.0
+    duration: float = 5.0
+    timeout: float = 2.0
+
+    def load(self, count: int) -> tuple[float, int]:
+        """Of so many instances: requests a second, and how many in all; each instance is asked at least once."""
+        rate = min(self.rate, self.per_instance * count)
+        return rate, max(count, round(rate * self.duration))
+
+
+class PayloadKeys(Struct, frozen=True, forbid_unknown_fields=True):
+    """`payload = "NAME"`, or [payload] with `name` and what its payload takes: MiB to dirty, and how often a second."""
+
+    name: str = "httpd"
+    touch_mib: int = 16
+    touch_per_second: float = 0.1
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Of the built-in payload `touch`."""
+        wait = 1 / self.touch_per_second
+        return {"TOUCH_MIB": str(self.touch_mib), "TOUCH_SECONDS": f"{wait:.6f}".rstrip("0").rstrip(".")}
