@@ -24,7 +24,7 @@ Exit codes:
   2    bad usage or input
   3    this host can't; the message says what to do
   4    compare: a metric got worse
-  5    compare: something could not be compared
+  5    compare: something could not be compared; run: precision not reached
   129  SIGHUP, 130 SIGINT (Ctrl-C), 143 SIGTERM: stopped in good order"""
 
 _results = click.option(
@@ -63,15 +63,29 @@ def doctor(as_json: bool, connect: str | None) -> int:
 @cli.command(epilog=EXIT_CODES)
 @click.argument("scenario", required=False)
 @click.option("--drivers", metavar="A,B:PROFILE", help="Only these drivers, comma-separated.")
-@click.option("--count", type=int, metavar="N", help="Ramp every driver to N instances.")
+@click.option("--count", type=int, metavar="N", help="Ramp every driver to N instances; with --to-limit, to N at most.")
+@click.option(
+    "--to-limit", is_flag=True, help="Ramp until the host's reserve, the service level, a failure or a bound ends it."
+)
 @click.option("--rounds", type=int, metavar="R", help="Passes over all drivers.")
+@click.option(
+    "--until-precise", metavar="5%",
+    help="Go on until the 95 % interval of every start-up median is at most this wide; exit status 5 if it is not.",
+)  # fmt: skip
+@click.option("--max-rounds", type=int, metavar="R", help="At most so many rounds for that [default: 60].")
 @click.option(
     "--seed", type=int, metavar="S", help="Seed of the order [default: the scenario's, else drawn and stored]."
 )
 @click.option("--image", metavar="I", help="Image name, digest, archive, OCI layout, or skopeo reference.")
 @click.option(
-    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key of the scenario; repeatable."
-)
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+    help="Override one key of the scenario; repeatable. KEY=A,B,C runs each in turn, and several such keys in all "
+    "combinations; a list is written in brackets, a text with a comma in quotes.",
+)  # fmt: skip
+@click.option(
+    "--cold", is_flag=True,
+    help="Before each launch drop the host's caches and evict the image's files (--count 1; the condition cache=cold).",
+)  # fmt: skip
 @click.option("--max-time", metavar="T", help='Begin no launch after this long, like "10 min".')
 @_connect
 @_results
@@ -79,9 +93,9 @@ def doctor(as_json: bool, connect: str | None) -> int:
 @click.option("--dry-run", is_flag=True, help="Show the plan, and what it will take, and stop.")
 @_json
 def run(
-    scenario: str | None, drivers: str | None, count: int | None, rounds: int | None, seed: int | None,
-    image: str | None, overrides: Sequence[str], max_time: str | None, connect: str | None, results: Path,
-    resume: str | None, dry_run: bool, as_json: bool,
+    scenario: str | None, drivers: str | None, count: int | None, to_limit: bool, rounds: int | None, seed: int | None,
+    until_precise: str | None, max_rounds: int | None, image: str | None, overrides: Sequence[str], cold: bool,
+    max_time: str | None, connect: str | None, results: Path, resume: str | None, dry_run: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Run SCENARIO (a name from `bench list scenarios`, or a TOML file) and store what was measured.
 
@@ -97,6 +111,10 @@ def run(
         image=image,
         max_time=max_time,
         overrides=tuple(overrides),
+        to_limit=to_limit,
+        cold=cold,
+        until_precise=until_precise,
+        max_rounds=max_rounds,
     )
     if resume is not None:
         from bench.verbs import resume as resuming
@@ -170,7 +188,8 @@ def query(sql: str, results: Path, as_json: bool) -> int:
     """Ask all runs by SQL (DuckDB), like "select run, driver, median from summary where metric = 'startup.ready'".
 
     \b
-    Tables: runs, launches, teardowns, readings, trials, notes, summary; their columns are in docs/result-format.md.
+    Tables: runs, keys, launches, teardowns, readings, trials, findings, notes, summary; their columns are in
+    docs/result-format.md.
     """
     from bench.verbs.query import query as ask
 

@@ -14,6 +14,7 @@ import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -21,6 +22,8 @@ import msgspec
 from msgspec import Struct
 
 from bench.errors import ConfigError, UsageError
+from bench.flight import Launch
+from bench.levels import GUEST_NEEDS, MOST_TOUCHED, PayloadKeys, Reserve, Service, ToLimit
 from bench.model import (
     GIB,
     MIB,
@@ -33,6 +36,8 @@ from bench.model import (
     Settings,
     VmSettings,
 )
+from bench.precision import Precise
+from bench.sweep import MOST_CONDITIONS, all_conditions, as_text, conditions, flat, refusal, split_values
 
 T = TypeVar("T")
 
@@ -62,11 +67,15 @@ _MICRO: Mapping[str, object] = {
     "storage": "shared-ro",
     "memory": 48 * MIB,
     "cpu_query": "sets",
+    "chipset": "bare",
+    "calibrate": False,
 }
 PROFILES: Mapping[str, Mapping[str, object]] = {
     "process:default": {},
     "container:default": {},
     "container:pooled": {},  # see drivers.container
+    "container:bare": {"security": "none"},
+    "container:strict": {"security": "strict", "network": "none"},
     "container:fuse-overlayfs": {"storage": "fuse-overlayfs"},
     "container:copy": {"storage": "copy"},
     "container:reflink": {"storage": "reflink"},
@@ -74,7 +83,7 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
     "vm:stock": {},
     "vm:lean": _LEAN,
     "vm:micro": _MICRO,
-    "vm:clone": {**_MICRO, "start": "clone", "tb_cache": 4 * MIB},
+    "vm:clone": {**_MICRO, "start": "clone", "tb_cache": 3 * MIB},
 }
 """`driver:profile` -> the settings in which it differs from the driver's own defaults."""
 
@@ -92,11 +101,13 @@ class PayloadEntry(Struct, frozen=True, forbid_unknown_fields=True):
     reply: HttpCheck | None = None
 
 
+TOUCH = "touch"
 BUILTIN_PAYLOADS: Mapping[str, Payload] = {
     "httpd": Payload(
         "httpd", ("/bin/payload-httpd",), Ready(line="bench-ready"), {"BENCH_PORT": "8080"}, HttpCheck(port=8080)
     ),
     "idle": Payload("idle", ("/bin/payload-idle",), Ready(line="bench-ready")),
+    TOUCH: Payload(TOUCH, ("/bin/payload-touch",), Ready(line="bench-ready")),  # and what [payload] says, in its `env`
 }
 """Entries of the form a user writes; their commands are in the payload layer of the default image."""
 
@@ -113,11 +124,11 @@ class Count(Struct, frozen=True, forbid_unknown_fields=True):
     vm: int | None = None
 
 
-class Reserve(Struct, frozen=True, forbid_unknown_fields=True):
-    """[reserve]: memory that stays available to the host; the larger of the two holds. Bytes, share of the total."""
+class Scratch(Struct, frozen=True, forbid_unknown_fields=True):
+    """[scratch]: a file system made for the run, where instances' own files go; at most `size` bytes, a sparse file."""
 
-    memory: int = 2 * GIB
-    fraction: float = 0.10
+    filesystem: Literal["none", "ext4", "xfs", "btrfs"] = "none"
+    size: int = 8 * GIB
 
 
 class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -126,26 +137,38 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     schema: Literal[1]
     name: str
     title: str = ""
+    kind: Literal["ramp", "battery"] = "ramp"  # what a trial is: instances up to a number, or attacks from inside two
     drivers: tuple[str, ...] = ("process", "container", "vm")
     image: str = "default"
-    payload: str = "httpd"
+    payload: PayloadKeys = PayloadKeys()
     rounds: int = 3
     warmups: int = 1
+    cache: Literal["warm", "cold"] = "warm"
+    ksm: Literal["as-is", "off", "on"] = "as-is"
     seed: int | None = None
     timeout: float = 60.0  # launch to ready
     stop_timeout: float = 10.0
     settle: float = 0.5  # wait before a sample
     max_time: float | None = None  # of the whole run
+    steps: tuple[int, ...] = ()  # numbers alive to sample at, beside 0 and the last; the plan's own if empty
     count: Count = Count()
     limits: Limits = Limits()
     reserve: Reserve = Reserve()
+    to_limit: ToLimit = ToLimit()
+    service: Service = Service()
+    scratch: Scratch = Scratch()
+    precise: Precise = Precise()
+    launch: Launch = Launch()
+    sweep: dict[str, tuple[str, ...]] = {}  # key path -> values as `--set` writes them; see bench.sweep
     payloads: dict[str, PayloadEntry] = {}
     process: dict[str, Any] = {}  # keys of SETTINGS, over those of the profile
     container: dict[str, Any] = {}
     vm: dict[str, Any] = {}
 
     def count_for(self, driver: str) -> int:
-        """How many instances of `driver` the ramp goes up to."""
+        """How many instances of `driver` the ramp goes up to; to the limit, at most."""
+        if self.to_limit.on:
+            return self.to_limit.count
         own: int | None = getattr(self.count, driver, None)
         return self.count.default if own is None else own
 
@@ -175,10 +198,12 @@ def settings_for(scenario: Scenario, driver: str, profile: str) -> Settings:
 
 def payload_for(scenario: Scenario) -> Payload:
     """What runs inside: the scenario's own entry, or a built-in one."""
-    entry = scenario.payloads.get(scenario.payload)
+    keys = scenario.payload
+    entry = scenario.payloads.get(keys.name)
     if entry is None:
-        return BUILTIN_PAYLOADS[scenario.payload]
-    return Payload(scenario.payload, entry.command, entry.ready, entry.env, entry.reply)
+        builtin = BUILTIN_PAYLOADS[keys.name]
+        return msgspec.structs.replace(builtin, env=keys.env) if keys.name == TOUCH else builtin
+    return Payload(keys.name, entry.command, entry.ready, entry.env, entry.reply)
 
 
 # --- sizes and durations as people write them -----------------------------------------------------------------------
@@ -266,6 +291,24 @@ _NUMBERS: Mapping[str, _Number] = {
     "limits.pids": _Number("count", 1, 1 << 22),
     "reserve.memory": _Number("size", 0, 16 << 40),
     "reserve.fraction": _Number("number", 0.0, 0.95),
+    "reserve.pressure": _Number("number", 0.0, 1.0),
+    "reserve.disk": _Number("size", 0, 16 << 40),
+    "reserve.pids": _Number("count", 0, 1 << 22),
+    "reserve.descriptors": _Number("count", 0, 1 << 30),
+    "to_limit.count": _INSTANCES,
+    "to_limit.time": _Number("duration", 1.0, 30 * _DAY),
+    "service.p99": _Number("duration", 0.001, 3600.0),
+    "service.errors": _Number("number", 0.0, 1.0),
+    "service.rate": _Number("number", 0.1, 10_000.0),
+    "service.per_instance": _Number("number", 0.1, 10_000.0),
+    "service.duration": _Number("duration", 0.001, 3600.0),
+    "service.timeout": _Number("duration", 0.001, 60.0),
+    "payload.touch_mib": _Number("count", 0, MOST_TOUCHED),
+    "payload.touch_per_second": _Number("number", 0.001, 1000.0),
+    "launch.concurrency": _Number("count", 1, 1024),
+    "precise.width": _Number("number", 0.0, 1.0),
+    "precise.rounds": _Number("count", 1, 1_000),
+    "scratch.size": _Number("size", 320 * MIB, 16 << 40),
     "vm.disk": _Number("size", 8 * MIB, 16 << 40),
     "vm.memory": _Number("size", 16 * MIB, 16 << 40),
     "vm.tb_cache": _Number("size", MIB, 2047 * MIB),
@@ -309,27 +352,65 @@ def with_options(
     seed: int | None = None,
     image: str | None = None,
     max_time: str | float | None = None,
+    to_limit: bool = False,
+    cold: bool = False,
+    until_precise: str | None = None,
+    max_rounds: int | None = None,
 ) -> Scenario:
     """`scenario` with command-line options over it; an error names the option.
 
-    `drivers` may hold comma-separated names; `count` holds for every driver.
+    `drivers` may hold comma-separated names; `count` holds for every driver, and to the limit it is the most.
     """
+    raw = _raw(scenario)
+    bounds = {**raw["to_limit"], "on": scenario.to_limit.on or to_limit}
+    if bounds["on"] and count is not None:
+        bounds["count"] = count
+    if count is not None and (swept := [path for path in scenario.sweep if path.startswith("count.")]):
+        raise ConfigError(f"--count: {swept[0]} is varied in this run: leave one of the two out")
+    precise = {**raw["precise"]}
+    if until_precise is not None:
+        precise["width"] = _share(until_precise)
+    if max_rounds is not None:
+        if not precise["width"]:
+            raise ConfigError("--max-rounds: is of --until-precise; without it there are --rounds")
+        precise["rounds"] = max_rounds
+    if cold and "cache" in scenario.sweep:
+        raise ConfigError("--cold: cache is varied in this run: leave one of the two out")
     names = [name.strip() for text in drivers for name in text.split(",")] if drivers is not None else None
     options = {
         "drivers": names,
-        "count": None if count is None else {"default": count},
+        "count": None if count is None or bounds["on"] else {"default": count},
         "rounds": rounds,
         "seed": seed,
         "image": image,
         "max_time": max_time,
+        "cache": "cold" if cold else None,
     }
     given = {key: value for key, value in options.items() if value is not None}
-    origins = {key: f"--{key.replace('_', '-')}" for key in given}
-    return _Loader(f"scenario {scenario.name}", {**_raw(scenario), **given}, origins).scenario()
+    origins = {key: f"--{key.replace('_', '-')}" for key in given} | {"to_limit.count": "--count", "cache": "--cold"}
+    origins |= {"precise.width": "--until-precise", "precise.rounds": "--max-rounds"}
+    given |= {"to_limit": bounds, "precise": precise}
+    return _Loader(f"scenario {scenario.name}", {**raw, **given}, origins).scenario()
+
+
+def _share(text: str) -> float:
+    """`5%` -> 0.05. Raises ConfigError."""
+    number = text.strip().removesuffix("%")
+    if not re.fullmatch(r"\d{1,3}(\.\d+)?", number.strip()) or number == text.strip():
+        raise ConfigError(f"--until-precise {text}: write it like 5%")
+    return float(number) / 100
+
+
+def with_values(scenario: Scenario, values: Mapping[str, str]) -> Scenario:
+    """`scenario` without its sweep and with these values, key path -> text as `--set` writes it. Raises ConfigError."""
+    raw = {**_raw(scenario), "sweep": {}}
+    for path, text in values.items():
+        _override(raw, f"{path}={text}")
+    return _Loader(f"scenario {scenario.name}", raw, {}).scenario()
 
 
 def _override(raw: dict[str, Any], text: str) -> str:
-    """Put one `a.b=value` into `raw`; returns the key's path."""
+    """Put one `a.b=value`, or `a.b=value,value` as a sweep, into `raw`; returns the key's path."""
     path, equals, value = text.partition("=")
     path = path.strip()
     if not equals or not path:
@@ -341,14 +422,36 @@ def _override(raw: dict[str, Any], text: str) -> str:
         if not part or _inner(keys, part) is None:
             raise ConfigError(f"--set {path}: {_unknown(part, keys, '.'.join(parts[:depth]))}")
         kind = _inner(keys, part)
+    if parts[0] == "payload" and isinstance(raw.get("payload"), dict | str):
+        raw["payload"] = _payload_table(raw["payload"])
+        parts = ["payload", "name"] if path == "payload" else parts
+    swept, place = raw.setdefault("sweep", {}), ".".join(parts)
+    if isinstance(swept, dict):
+        swept.pop(place, None)  # given last, it counts
+        if len(values := split_values(value)) > 1:
+            if why := refusal(place):
+                raise ConfigError(f"--set {path}: {why}")
+            swept[place] = [_set_value(one, kind) for one in values]
+            return place
     table = raw
     for part in parts[:-1]:
         inner = table.setdefault(part, {})
         if not isinstance(inner, dict):  # the file itself is wrong there; the loader says so
             inner = table[part] = {}
         table = inner
-    table[parts[-1]] = value if _plain(kind) is str and not value.startswith(('"', "'")) else _toml_value(value)
+    table[parts[-1]] = _set_value(value, kind)
     return path
+
+
+def _set_value(text: str, kind: Any) -> object:
+    """What `text` is for a key of `kind`; a payload is given by its name alone."""
+    plain = _plain(kind) in (str, PayloadKeys) and not text.startswith(('"', "'"))
+    return text if plain else _toml_value(text)
+
+
+def _payload_table(given: Any) -> Any:
+    """`payload = "NAME"` as the table it is short for; anything else as it stands."""
+    return {"name": given} if isinstance(given, str) else given
 
 
 def _toml_value(text: str) -> object:
@@ -371,6 +474,9 @@ class _Loader:
     def scenario(self) -> Scenario:
         self._check_keys(self._raw, Scenario, "")
         raw = self._with_numbers()
+        raw["sweep"] = self._swept(raw.get("sweep", {}))
+        if "payload" in raw:
+            raw["payload"] = _payload_table(raw["payload"])
         for driver in SETTINGS:
             if isinstance(raw.get(driver), dict):
                 self._convert(raw[driver], SETTINGS[driver], driver)
@@ -382,7 +488,60 @@ class _Loader:
         self._check_name(scenario)
         scenario = msgspec.structs.replace(scenario, drivers=self._full_names(scenario.drivers))
         self._check_choices(scenario)
-        return scenario
+        return self._with_sweep(scenario) if scenario.sweep else scenario
+
+    def _swept(self, table: Any) -> dict[str, list[str]]:
+        """[sweep] as key path -> texts, as far as one can tell without the scenario."""
+        if not isinstance(table, dict):
+            self._fail("sweep", "must be a table: key path = [values]")
+        found: dict[str, list[str]] = {}
+        for given, values in flat(table).items():
+            path = "payload.name" if given == "payload" else given
+            if _kind_at(path) is None:
+                self._fail(f"sweep.{path}", "there is no such key")
+            if why := refusal(path):
+                self._fail(path, why)
+            if not isinstance(values, list | tuple) or not values:
+                self._fail(f"sweep.{path}", "must be a list of values")
+            found[path] = [as_text(value) for value in values]
+        return found
+
+    def _with_sweep(self, scenario: Scenario) -> Scenario:
+        """Its values in the one form the scenario would write them in; each of its conditions has to be able to run."""
+        if scenario.to_limit.on and (counts := [path for path in scenario.sweep if path.startswith("count.")]):
+            self._fail(counts[0], "to the limit there is no number to vary")
+        if scenario.kind != "ramp":
+            self._fail("sweep", f"nothing can be varied in a scenario of kind {scenario.kind}")
+        touched = any(path.startswith(f"payload.{TOUCH}") for path in scenario.sweep)
+        if touched and (scenario.payload.name != TOUCH or "payload.name" in scenario.sweep):
+            self._fail("payload", f"what is varied is of payload {TOUCH} alone: use --set payload={TOUCH}")
+        drivers = list(dict.fromkeys(driver for driver, _ in scenario.targets()))
+        for count in (len(conditions(scenario, driver)) for driver in drivers):
+            if count > MOST_CONDITIONS:
+                self._fail("sweep", f"{count} conditions of one driver are more than {MOST_CONDITIONS}")
+        written: dict[tuple[str, str], str] = {}
+        for condition in all_conditions(scenario, drivers):
+            variant = _raw(self._variant(scenario, condition))
+            written |= {(path, text): as_text(_value_at(variant, path)) for path, text in condition.items()}
+        found = {
+            path: tuple(written[path, text] for text in texts if (path, text) in written)
+            for path, texts in scenario.sweep.items()
+        }
+        for path, texts in found.items():
+            if not texts:
+                self._fail(path, "can't be varied: no driver of this run has it for itself")
+            if len(set(texts)) < len(texts):
+                self._fail(path, f"{', '.join(scenario.sweep[path])} has a value twice")
+        return msgspec.structs.replace(scenario, sweep=found)
+
+    def _variant(self, scenario: Scenario, condition: Mapping[str, str]) -> Scenario:
+        """The scenario of one condition; what is wrong with it is the sweep's fault."""
+        raw = {**_raw(scenario), "sweep": {}}
+        for path, text in condition.items():
+            if "," in text:
+                self._fail(path, f"{text!r} holds a comma, which no value of a condition can")
+            _override(raw, f"{path}={text}")
+        return _Loader(self._source, raw, self._origins).scenario()
 
     def _fail(self, path: str, text: str) -> NoReturn:
         for key, option in self._origins.items():
@@ -478,8 +637,9 @@ class _Loader:
     def _check_choices(self, scenario: Scenario) -> None:
         """Keys that must fit each other."""
         names = (*BUILTIN_PAYLOADS, *scenario.payloads)
-        if scenario.payload not in names:
-            self._fail("payload", f"there is no payload {scenario.payload!r}{_known(scenario.payload, names)}")
+        if (name := scenario.payload.name) not in names:
+            self._fail("payload", f"there is no payload {name!r}{_known(name, names)}")
+        self._check_ramps(scenario)
         for driver, profile in scenario.targets():
             settings = settings_for(scenario, driver, profile)
             if isinstance(settings, VmSettings) and (settings.start, settings.storage) in _CLONES_OF_DISKS:
@@ -488,6 +648,9 @@ class _Loader:
                     f'{settings.storage!r} does not go with start = "clone": clones would write '
                     'to one disk; use "shared-ro"',
                 )
+            elsewhere = scenario.scratch.filesystem != "none"
+            if isinstance(settings, VmSettings) and settings.storage == "reflink" and elsewhere:
+                self._fail("vm.storage", '"reflink" does not go with scratch.filesystem: the template lies elsewhere')
         payload = payload_for(scenario)
         needs = "reply" if payload.reply else "ready.port" if payload.ready.port else "ready.http"
         if payload.ready.line is not None and payload.reply is None:
@@ -499,6 +662,41 @@ class _Loader:
                     f'"none" does not go with payload {payload.name}, whose {needs} needs a network: '
                     'use "bridge", or a payload that is ready by a line and has no reply (like idle)',
                 )
+
+    def _check_ramps(self, scenario: Scenario) -> None:
+        """How far ramps go, and whether what is touched fits into what is declared."""
+        if scenario.kind == "battery" and (pooled := [name for name in scenario.drivers if name.endswith(":pooled")]):
+            self._fail("drivers", f"{pooled[0]} is for ramps: it differs in nothing that a probe could find")
+        if scenario.kind == "battery" and scenario.to_limit.on:
+            self._fail("to_limit.on", 'goes with kind = "ramp" only')
+        if any(high <= low for low, high in pairwise((0, *scenario.steps))):
+            self._fail("steps", f"{list(scenario.steps)} must be whole numbers from 1 on, each larger than the last")
+        if scenario.to_limit.on and (pooled := [name for name in scenario.drivers if name.endswith(":pooled")]):
+            self._fail("drivers", f"{pooled[0]} does not go with --to-limit: its pool is made for a known number")
+        self._check_precise(scenario)
+        if scenario.payload.name == TOUCH:
+            self._check_touch(scenario, scenario.payload.touch_mib)
+
+    def _check_touch(self, scenario: Scenario, touched: int) -> None:
+        """What is touched must fit into what is declared, and into a guest beside its kernel. MiB."""
+        if touched > (most := scenario.limits.memory // 2 // MIB):
+            self._fail("payload.touch_mib", f"{touched} is more than half of limits.memory: at most {most}")
+        for driver, profile in scenario.targets():
+            settings = settings_for(scenario, driver, profile)
+            if not isinstance(settings, VmSettings):
+                continue
+            if touched > (most := (settings.memory or scenario.limits.memory) // MIB - GUEST_NEEDS):
+                little = f"{touched} leaves the kernel of {driver}:{profile} too little RAM"
+                self._fail("payload.touch_mib", f"{little}: at most {most}, or raise vm.memory")
+
+    def _check_precise(self, scenario: Scenario) -> None:
+        wanted = scenario.precise
+        if not wanted.width:
+            return
+        if scenario.kind != "ramp":
+            self._fail("precise.width", f"a scenario of kind {scenario.kind} has no start-up to be precise about")
+        if wanted.rounds < (least := wanted.least(scenario.rounds)):
+            self._fail("precise.rounds", f"{wanted.rounds} is less than the {least} rounds before the first look")
 
 
 # --- walking the schema ---------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from msgspec import Meta, Struct
 
 MIB = 1 << 20
 GIB = 1 << 30
-SCHEMA = 1
-"""Version of the records in a run folder. 1: first version (0.1.0)."""
+SCHEMA = 2
+"""Version of the records in a run folder. 1: first version (0.1.0). 2: records have a condition."""
 
 RunId = NewType("RunId", str)
 """`20261124-033012-density-k3x9ab`: date, time (UTC), scenario, and a six-character token that names resources."""
@@ -89,12 +89,13 @@ class ContainerSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
     storage: Literal["overlay", "fuse-overlayfs", "copy", "reflink", "btrfs"] = "overlay"
     network: Network = "bridge"
+    security: Literal["none", "default", "strict"] = "default"
 
 
 class VmSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Keys of the `vm` driver; docs/vm.md explains each. Sizes in bytes; `disk` is the guest's root file system's."""
 
-    machine: Literal["q35"] = "q35"
+    machine: Literal["q35", "microvm"] = "q35"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     kernel: Literal["distribution", "micro"] = "distribution"
     start: Literal["boot", "clone"] = "boot"
@@ -103,12 +104,15 @@ class VmSettings(Struct, frozen=True, forbid_unknown_fields=True):
     disk: int = 128 * MIB
     memory: int | None = None  # RAM; None: limits.memory
     devices: Literal["default", "minimal"] = "default"
+    chipset: Literal["full", "bare"] = "full"  # bare: without q35's own disk controller and SMBus
     balloon: Literal["default", "none", "reporting"] = "default"
     tb_cache: int | None = None  # QEMU's buffer for translated code, under tcg; None: QEMU's own size
     thp: bool = True  # the host may back guests with huge pages
     ksm: bool = True  # the host may merge guests' equal pages
     cpu_query: Literal["each", "sets"] = "each"  # how libvirt asks QEMU for a guest's CPU features
+    calibrate: bool = True  # under tcg the guest measures its clocks itself; False: it is told
     reseed: bool = True  # clones get fresh randomness
+    stop: Literal["agent", "destroy"] = "agent"  # how a guest is stopped: asked to power off, or its QEMU ended
 
 
 Settings = ProcessSettings | ContainerSettings | VmSettings
@@ -196,6 +200,14 @@ class Completed(Struct, frozen=True):
     stderr: str
 
 
+class GuestRam(Struct, frozen=True):
+    """Where a hypervisor maps its guest's RAM, as it says itself: its host pid, an address in it, bytes."""
+
+    pid: int
+    start: int
+    size: int
+
+
 class Footprint(Struct, frozen=True):
     """All a sampler may see of an instance."""
 
@@ -205,6 +217,7 @@ class Footprint(Struct, frozen=True):
     disk_own: tuple[str, ...] = ()  # files or trees that only this instance owns
     disk_shared: tuple[str, ...] = ()  # files or trees shared with others; counted once over all instances
     netdev: str | None = None
+    ram: GuestRam | None = None  # of a guest whose hypervisor tells
 
 
 class Support(Struct, frozen=True):
@@ -277,15 +290,31 @@ class Outcome(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+Condition = dict[str, str]
+"""What was varied within a run: key path of the scenario -> value, as `--set` would write it. Readings of different
+conditions are never pooled."""
+
+
+def condition_text(condition: Condition) -> str:
+    """`cache=cold,payload.touch_mib=16`: sorted, the same text for the same condition; empty for none."""
+    return ",".join(f"{key}={value}" for key, value in sorted(condition.items())) if condition else ""
+
+
+def target_name(driver: str, profile: str, condition: str = "") -> str:
+    """`container:default`, or `container:default [cache=cold]`; `condition` as text."""
+    return f"{driver}:{profile} [{condition}]" if condition else f"{driver}:{profile}"
+
+
 class Labels(Struct, frozen=True, kw_only=True):
     """What every record says of itself."""
 
-    trial: str  # "r1-container:default"
+    trial: str  # "r1-container:default", "r1-container:default [cache=cold]"
     driver: str
     profile: str
     payload: str
     round: int  # from 1
     date: float  # seconds since the epoch; only dates things
+    condition: Condition = {}
     schema: int = SCHEMA
 
 
@@ -323,11 +352,91 @@ class TrialRecord(Labels, frozen=True, kw_only=True, tag="trial", tag_field="kin
     outcome: Outcome
     alive: int  # most instances alive and ready at once
     asked: int
-    limiter: str  # "count" when the N asked for was reached
+    limiter: str  # one of limiters.LIMITERS; "count" when the N asked for was reached
     launching_ns: int  # time spent launching, samples and settling left out
     evidence: str = ""
     accelerator: str | None = None
     readings: tuple[Reading, ...] = ()  # of the ramp as a whole: pool.*
+    to_limit: bool = False  # it went on until something stopped it; `asked` was a bound
+    useful: int | None = None  # largest step at which the service level was held; None if nobody watched
+    battery: bool = False  # of probes: `alive` and `asked` are the instances attacked from and beside
+
+
+class Containment(StrEnum):
+    """What one probe found. Weaker is worse: see docs/isolation.md."""
+
+    CONTAINED = "contained"  # what the attack went for was not reached
+    DEGRADED = "degraded"  # nothing outside was reached, but the boundary is thinner than claimed
+    ESCAPED = "escaped"  # something outside was reached: a secret read, an object changed, the host's kernel asked
+    UNAVAILABLE = "unavailable"  # this host's kernel has not what the attack is about
+    ERROR = "error"  # the probe itself failed
+
+
+class Finding(Struct, frozen=True):
+    """The result of one probe, with what shows it."""
+
+    outcome: Containment
+    evidence: str
+
+    @property
+    def through(self) -> bool:
+        """Whether the attack got something: what a control has to."""
+        return self.outcome in (Containment.ESCAPED, Containment.DEGRADED)
+
+
+Severity = Literal["low", "medium", "high", "critical"]
+
+
+class FindingRecord(Labels, frozen=True, kw_only=True, tag="probe", tag_field="kind"):
+    """One probe of one instance, and the same attack without the boundary (`control`; absent if it could not be made).
+
+    `place`: where the control ran, as a bare process of this host or of a disposable guest.
+    """
+
+    instance: str
+    probe: str  # "process.signal"
+    claim: str  # what a good boundary guarantees
+    severity: Severity  # of an escape
+    finding: Finding
+    place: Literal["process", "guest"]
+    control: Finding | None = None
+    seconds: float = 0.0
+
+    @property
+    def counts(self) -> bool:
+        """A probe whose control did not get through proves nothing."""
+        return self.control is not None and self.control.through
+
+
+class Exposed(Struct, frozen=True, omit_defaults=True):
+    """One thing looked at: a call, a fact, a part of the set-up. Texts are what was said inside and on the host."""
+
+    name: str
+    found: str  # the class it is counted in
+    inside: str | None = None
+    host: str | None = None
+    per_second: float | None = None  # of host calls: under load, the idle background taken off
+
+
+Axis = Literal["calls", "host-calls", "functions", "facts", "setup"]
+
+
+class Exposure(Struct, frozen=True, omit_defaults=True):
+    """One axis of what is open to an instance. `missing`: why it was not measured. `counts` is in the table's order."""
+
+    axis: Axis
+    items: tuple[Exposed, ...] = ()
+    counts: dict[str, int] = {}
+    missing: str | None = None
+
+
+class ExposureRecord(Labels, frozen=True, kw_only=True, tag="exposure", tag_field="kind"):
+    """One axis of one instance; docs/exposure.md explains each. `kernel`: whose kernel answers inside."""
+
+    instance: str
+    kernel: Literal["host", "own"]
+    exposure: Exposure
+    seconds: float = 0.0  # it took
 
 
 class NoteRecord(Struct, frozen=True, kw_only=True, tag="note", tag_field="kind"):
@@ -339,11 +448,26 @@ class NoteRecord(Struct, frozen=True, kw_only=True, tag="note", tag_field="kind"
     schema: int = SCHEMA
 
 
-Record = LaunchRecord | StepRecord | TeardownRecord | TrialRecord | NoteRecord
+DISTURBED = "another run was alive on this host meanwhile: "
+"""How a note begins that says so; the other's id follows."""
+
+Record = LaunchRecord | StepRecord | TeardownRecord | TrialRecord | FindingRecord | ExposureRecord | NoteRecord
+
+
+class Precision(Struct, frozen=True):
+    """How a run ended that went on until it was precise. `wanted`: width of a start-up interval over its median;
+    `widths`: what it was at the end, by driver, profile and condition; None where there was no interval."""
+
+    wanted: float
+    reached: bool
+    why: Literal["precise", "rounds", "time"]  # what ended it
+    rounds: int
+    widths: dict[str, float | None]
 
 
 class RunInfo(Struct, frozen=True, kw_only=True):
-    """`run.json`: what was asked, planned and used. `drivers`: "vm:stock" -> versions and effective keys."""
+    """`run.json`: what was asked, planned and used. `drivers`: "vm:stock" -> versions and choices; `settings`: the same
+    -> its effective keys, which a record's driver and profile lead to, save for those that a condition holds."""
 
     run: RunId
     scenario: str
@@ -355,13 +479,17 @@ class RunInfo(Struct, frozen=True, kw_only=True):
     command: tuple[str, ...]
     scenario_toml: str  # effective, after --set
     plan: tuple[str, ...]  # trials in the order they run
+    conditions: tuple[Condition, ...] = ()  # of its trials, in the order of the sweep; empty where nothing is varied
     image: Image
     payload: Payload
     limits: Limits
     drivers: dict[str, dict[str, str]]
+    settings: dict[str, dict[str, str | int | float | bool | None]] = {}
     accelerator: str | None  # "kvm" or "tcg"; None if no VM ran
     versions: dict[str, str]
+    oom_score_adj: int | None = None  # of the harness while it ran; every instance's is higher
     warnings: tuple[str, ...] = ()
+    precision: Precision | None = None  # of a run that was to go on until it is precise, once it has ended
     schema: int = SCHEMA
 
 
@@ -381,6 +509,7 @@ class SummaryRow(Struct, frozen=True):
     low: float | None
     high: float | None
     method: Literal["t", "bootstrap", "launches"] | None = None
+    condition: str = ""  # see condition_text
 
 
 class Summary(Struct, frozen=True):

@@ -24,9 +24,8 @@ from bench.metrics import METRICS, summary_metrics
 from bench.store import RunData
 
 ALPHA = 0.05
-HEADLINE = frozenset(
-    {"startup.reply", "startup.ready", "launch.rate", "density.alive", "memory.marginal", "disk.marginal"}
-)
+_DENSITY = {"density.alive", "density.useful"}
+HEADLINE = frozenset(_DENSITY | {"startup.reply", "startup.ready", "launch.rate", "memory.marginal", "disk.marginal"})
 Verdict = Literal["better", "worse", "differs", "no difference shown", "not comparable"]
 _HARDWARE = ("machine", "cpu_model", "cpus", "memory_total", "virtualization")
 _SETUP = (
@@ -34,6 +33,9 @@ _SETUP = (
     "libvirt_version", "python", "bench",
 )  # fmt: skip
 _MEMORY = 0.01  # of memory_total: what two boots of one machine may differ by
+_IN_GROUPS = frozenset({"memory.marginal", "memory.residual", "memory.kernel", "memory.cgroup", "pool.memory"})
+"""What holds the host's cost of an empty memory cgroup once for each instance."""
+_GROUP_SHARE = 0.05  # of memory.marginal: what that cost may differ by between two runs
 
 
 class Row(Struct, frozen=True):
@@ -57,6 +59,7 @@ class Row(Struct, frozen=True):
     threshold: float
     verdict: Verdict
     why: str = ""
+    condition: str = ""
 
 
 class Comparison(Struct, frozen=True):
@@ -94,8 +97,10 @@ def compare(a: Side, b: Side, thresholds: Mapping[str, float], default: float = 
     rows: list[Row] = []
     for series in dict.fromkeys((*a.tables.series, *b.tables.series)):
         reasons = list(incomparable(a, b, series))
+        groups = list(_groups_differ(a, b, series))
         for metric in summary_metrics():
-            row = _row(a, b, series, metric.name, thresholds.get(metric.name, default), reasons)
+            why = [*reasons, *(groups if metric.name in _IN_GROUPS else ())]
+            row = _row(a, b, series, metric.name, thresholds.get(metric.name, default), why)
             rows += [row] if row else []
     judged = tuple(decided(rows))
     return Comparison(a.data.info.run, b.data.info.run, ALPHA, judged, tuple(_notes(a, b, judged)))
@@ -124,6 +129,21 @@ def incomparable(a: Side, b: Side, series: Series) -> Iterator[str]:
             yield f"accelerators differ: {marks[0]} and {marks[1]}"
 
 
+def _groups_differ(a: Side, b: Side, series: Series) -> Iterator[str]:
+    """Why memory can't be compared although the hardware is the same: a host that once ran thousands of instances keeps
+    more for each memory cgroup until it is booted again, and every instance pays for it."""
+    costs = [side.data.host.empty_memcg_bytes for side in (a, b)]
+    if costs[0] is None or costs[1] is None:
+        return
+    each = [sample_of(side.tables, series, "memory.marginal", side.data.info.seed) for side in (a, b)]
+    least = min((abs(one.value) for one in each if one is not None), default=0.0)
+    if abs(costs[0] - costs[1]) > _GROUP_SHARE * least:
+        yield (
+            f"hosts differ: an empty memory cgroup cost {costs[0]} bytes and {costs[1]}, and each instance has one; "
+            "boot the host, then measure again"
+        )
+
+
 def _trials(side: Side, series: Series) -> pd.DataFrame:
     return side.tables.trials[side.tables.trials["series"] == series.key]
 
@@ -137,14 +157,14 @@ def _row(a: Side, b: Side, series: Series, metric: str, threshold: float, reason
     if one is None and other is None:
         return None
     row = Row(
-        *series, metric, METRICS[metric].unit, one.estimate() if one else None, other.estimate() if other else None,
-        None, None, None, None, threshold, "not comparable", "; ".join(reasons),
+        *series[:3], metric, METRICS[metric].unit, one.estimate() if one else None, other.estimate() if other else None,
+        None, None, None, None, threshold, "not comparable", "; ".join(reasons), series.condition,
     )  # fmt: skip
     if one is None or other is None:
         return replace(row, why="; ".join([*reasons, f"only in {'A' if one else 'B'}"]))
     if reasons:
         return row
-    rng = generator(a.data.info.seed, *series, metric, "compare")
+    rng = generator(a.data.info.seed, *series.seeds, metric, "compare")
     ramps = [ramp_values(side.tables, series, metric) for side in (a, b)]
     p = permutation_p(ramps[0], ramps[1], rng)
     return replace(row, change=change(one, other, rng), p=p, effect=dominance(*ramps), verdict="no difference shown")
@@ -195,6 +215,9 @@ def _notes(a: Side, b: Side, rows: Sequence[Row]) -> Iterator[str]:
         one, other = getattr(a.data.host, field), getattr(b.data.host, field)
         if one != other:
             yield f"{field}: {one} in A, {other} in B"
+    costs = [side.data.host.empty_memcg_bytes for side in (a, b)]
+    if (costs[0] is None) != (costs[1] is None):
+        yield f"what an empty memory cgroup costs was measured in {'B' if costs[0] is None else 'A'} only"
     for name in a.data.info.drivers.keys() & b.data.info.drivers.keys():
         keys = [side.data.info.drivers[name] for side in (a, b)]
         for key in sorted(keys[0].keys() | keys[1].keys()):

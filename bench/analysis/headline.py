@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pandas as pd
@@ -19,8 +20,10 @@ COUNT = "count"  # the limiter of a ramp that reached the N asked for
 class HeadlineRow(Struct, frozen=True):
     """One driver in one profile. `startup_metric` says what `startup` is: the first reply, else ready.
 
-    `per_gib` is absent where memory.marginal may be zero. `alive` is the median over `ramps` ramps, `limiters` what
-    stopped them ("count" when all asked for were reached). `accelerator` is set for VMs: "tcg" must be shown.
+    `per_gib` is absent where memory.marginal may be zero. `alive` is the median over `ramps` ramps, `density` the same
+    with its interval, `limiters` what stopped them ("count" when all asked for were reached). `to_limit`: `asked` was a
+    bound. `useful` is absent where the service level was not watched. `accelerator` is set for VMs: "tcg" must be
+    shown.
     """
 
     series: Series
@@ -34,6 +37,17 @@ class HeadlineRow(Struct, frozen=True):
     limiters: tuple[str, ...]
     ramps: int
     accelerator: str | None
+    density: Estimate | None = None
+    useful: Estimate | None = None
+    to_limit: bool = False
+    stops: tuple[tuple[str, int], ...] = ()  # limiter, number of ramps; the commonest first
+
+    @property
+    def stopped(self) -> str:
+        """`memory`, or `memory (2), service (1)` where ramps differ."""
+        if len(self.stops) == 1:
+            return self.stops[0][0]
+        return ", ".join(f"{limiter} ({count})" for limiter, count in self.stops)
 
 
 class Ratio(Struct, frozen=True):
@@ -53,13 +67,10 @@ def headline(summary: Summary, data: RunData, tables: Frames | None = None) -> l
 
 
 def ratios(data: RunData, metrics: tuple[str, ...], tables: Frames | None = None) -> list[Ratio]:
-    """Every later driver against the reference: the first container, else the run's first driver."""
+    """Every other driver against the reference under the same condition: the first container, else the first driver."""
     tables = tables or frames(data)
-    reference = _reference(tables.series)
-    others = [series for series in tables.series if series != reference]
-    if reference is None:
-        return []
-    return [found for other in others for metric in metrics for found in _ratio(tables, metric, other, reference, data)]
+    pairs = [(one, reference) for one in tables.series if (reference := _reference(tables.series, one)) != one]
+    return [found for pair in pairs for metric in metrics for found in _ratio(tables, metric, *pair, data)]
 
 
 def accelerator_mark(series: Series, accelerator: str | None) -> str | None:
@@ -80,7 +91,7 @@ def by_series(summary: Summary) -> dict[Series, dict[str, Estimate]]:
     """The summary's rows as estimates, by series and metric."""
     found: dict[Series, dict[str, Estimate]] = {}
     for row in summary.summary:
-        series = Series(row.driver, row.profile, row.payload)
+        series = Series(row.driver, row.profile, row.payload, row.condition)
         found.setdefault(series, {})[row.metric] = Estimate(row.median, row.low, row.high, row.n, row.method)
     return found
 
@@ -104,6 +115,10 @@ def _row(series: Series, metrics: dict[str, Estimate], tables: Frames, accelerat
         _limiters(trials),
         len(trials),
         accelerator_mark(series, accelerator),
+        alive,
+        metrics.get("density.useful"),
+        bool(trials["to_limit"].any()),
+        tuple(Counter(map(str, trials["limiter"])).most_common()),
     )
 
 
@@ -111,9 +126,17 @@ def _limiters(trials: pd.DataFrame) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(limiter) for limiter in trials["limiter"]))
 
 
-def _reference(series: tuple[Series, ...]) -> Series | None:
-    containers = [one for one in series if one.driver == "container"]
-    return next(iter((*containers, *series)), None)
+def _reference(series: tuple[Series, ...], other: Series) -> Series:
+    """What `other` is compared with; itself if there is nothing else. A key that only one of them varies is no bar."""
+    wanted = _condition(other)
+    alike = [one for one in series if all(wanted.get(key, value) == value for key, value in _condition(one).items())]
+    containers = [one for one in alike if one.driver == "container"]
+    return next(iter((*containers, *alike)))
+
+
+def _condition(series: Series) -> dict[str, str]:
+    pairs = [part.partition("=") for part in series.condition.split(",") if part]
+    return {key: value for key, _, value in pairs}
 
 
 def _ratio(tables: Frames, metric: str, one: Series, other: Series, data: RunData) -> Iterator[Ratio]:

@@ -14,13 +14,19 @@ from msgspec import Struct
 from bench.analysis.frames import Frames, Series, frames
 from bench.analysis.headline import COUNT, accelerator_mark, by_series, startup_metric
 from bench.analysis.modes import two_modes
-from bench.analysis.resampling import MANY, Estimate
-from bench.model import Outcome, Summary
+from bench.analysis.resampling import MANY, Estimate, generator, ramp_sample
+from bench.analysis.slopes import bends
+from bench.analysis.summary import used_memory
+from bench.model import DISTURBED, NoteRecord, Outcome, Summary
+from bench.precision import precision_said
 from bench.store import RunData
 
 WIDE = 0.10  # of the median: the interval of a headline metric
 ROUNDS = 6  # the least we would build on; a permutation test of fewer than four against four shows nothing
 RESIDUAL = 0.25  # of memory.marginal
+BEND = 0.05  # of its rise that memory over N departs from a line in the middle: halves whose slopes differ by a fifth
+COUNTED = 0.02  # between used blocks of a file system made for the run and what was counted on it
+BLOCK = 4096  # bytes an instance: a block of a file system is no difference (a folder that something is mounted on)
 FIRST = 1.5  # the first launch of a ramp over the median of the others
 DRIFT = 1.25  # start-up in the last quarter of a ramp over the first quarter
 TREND = 1.1  # start-up of the first third of the rounds over the last third, or the other way round
@@ -28,6 +34,7 @@ MODES = 1.1  # the slower of two clusters of launches over the faster
 STEAL = 0.01  # of the CPU time of the run that the hypervisor gave to others
 LEVELS = 8  # different numbers alive that a drift can be told from
 BUSY = 0.5  # load a CPU at the start
+BOUNDS = (COUNT, "max-time")  # limiters that are no limit of the host
 GOOD_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter")
 
 _MORE_ROUNDS = f"run more rounds: --rounds {ROUNDS} or more"
@@ -49,6 +56,8 @@ class _Case(Struct, frozen=True):
     launches: pd.DataFrame  # succeeded
     failed: pd.DataFrame
     trials: pd.DataFrame
+    used: pd.Series[float]  # memory, by trial and n
+    rng: np.random.Generator
 
 
 def quality(data: RunData, summary: Summary, tables: Frames | None = None) -> list[Doubt]:
@@ -61,19 +70,20 @@ def quality(data: RunData, summary: Summary, tables: Frames | None = None) -> li
     doubts += [Doubt(text, "nothing to do: what was written before it is used") for text in data.warnings]
     doubts += [*_host(data), *_steal(tables), *_run(data, summary, tables)]
     for series in tables.series:
-        case = _case(tables, series, summary)
+        case = _case(tables, series, summary, data.info.seed)
         mark = accelerator_mark(series, summary.accelerator)
         name = f"{series.name} ({mark})" if mark else series.name
         doubts += [Doubt(f"{name}: {doubt.message}", doubt.remedy) for check in _CHECKS for doubt in check(case)]
     return doubts
 
 
-def _case(tables: Frames, series: Series, summary: Summary) -> _Case:
+def _case(tables: Frames, series: Series, summary: Summary, seed: int) -> _Case:
     launches = tables.launches[tables.launches["series"] == series.key]
     good = launches["outcome"] == Outcome.SUCCEEDED.value
     metrics = by_series(summary).get(series, {})
     trials = tables.trials[tables.trials["series"] == series.key]
-    return _Case(series, metrics, launches[good], launches[~good], trials)
+    used = used_memory(tables, series)
+    return _Case(series, metrics, launches[good], launches[~good], trials, used, generator(seed, *series.seeds, "bend"))
 
 
 def _synthetic(tables: Frames) -> Iterator[Doubt]:
@@ -150,11 +160,15 @@ def _run(data: RunData, summary: Summary, tables: Frames) -> Iterator[Doubt]:
             "in general",
             "run on a host where a guest boots under KVM; `bench doctor` says why it does not here",
         )
+    if data.info.precision and not data.info.precision.reached:
+        yield Doubt(precision_said(data.info.precision), "allow more rounds: --max-rounds; or ask for less")
     rounds = int(tables.trials["round"].max()) if len(tables.trials) else 0
     if 0 < rounds < ROUNDS:
         yield Doubt(_few_rounds(rounds), _MORE_ROUNDS)
-    for warning in data.info.warnings:
-        yield Doubt(warning, "see the run's logs/ and trials.jsonl")
+    notes = (one.text for one in data.records if isinstance(one, NoteRecord) and one.level == "warning")
+    for warning in dict.fromkeys((*data.info.warnings, *notes)):  # a run that was killed has them in notes only
+        apart = "run one at a time" if warning.startswith(DISTURBED) else "see the run's logs/ and trials.jsonl"
+        yield Doubt(warning, apart)
 
 
 def _few_rounds(rounds: int) -> str:
@@ -197,8 +211,47 @@ def _residual(case: _Case) -> Iterator[Doubt]:
         )
 
 
+def _bent(case: _Case) -> Iterator[Doubt]:
+    """Only where the ramps agree that it is bent: one of them alone is noise."""
+    found = bends(case.used)
+    if len(found) < 2:
+        return
+    bend = ramp_sample(float(found.mean()), len(found), found, case.rng, positive=False).estimate()
+    certain = bend.low is not None and bend.high is not None and (bend.low > 0 or bend.high < 0)
+    if certain and abs(bend.value) > BEND:
+        side, cost = ("above", "less and less") if bend.value > 0 else ("below", "more and more")
+        yield Doubt(
+            f"memory over N is no line: in the middle of a ramp it lies {_percent(abs(bend.value))} of its rise {side} "
+            f"one, each instance costs {cost}",
+            "read memory.marginal as the mean over these N only, and measure at the N you plan for (--count)",
+        )
+
+
+def _miscounted(case: _Case) -> Iterator[Doubt]:
+    used, counted = case.metrics.get("disk.used"), case.metrics.get("disk.counted")
+    if used is None or counted is None:
+        return
+    off = used.value - counted.value
+    if abs(off) > BLOCK and abs(off) > COUNTED * max(abs(used.value), abs(counted.value)):
+        whole = f"{_percent(abs(off) / abs(used.value))} of it" if used.value else "all of it"
+        way = "is in no file of the instances" if off > 0 else "was counted too much"
+        yield Doubt(
+            f"disk of one more is not what its file system says (disk.used): {whole} {way}",
+            "plan with disk.used, which holds the file system's own records of files too (inodes of xfs, trees of "
+            "btrfs); on ext4, look for files that are in no footprint",
+        )
+
+
 def _limited(case: _Case) -> Iterator[Doubt]:
-    for limiter, trials in case.trials[case.trials["limiter"] != COUNT].groupby("limiter"):
+    to_limit = case.trials["to_limit"].astype(bool)
+    unmet = case.trials[to_limit & case.trials["limiter"].isin(BOUNDS)]
+    if len(unmet):
+        yield Doubt(
+            f"{len(unmet)} of {int(to_limit.sum())} ramps to the limit ended at a bound of the scenario, at "
+            f"{unmet['alive'].min()} instances and more: the limit was not found",
+            "raise to_limit.count and to_limit.time",
+        )
+    for limiter, trials in case.trials[~to_limit & (case.trials["limiter"] != COUNT)].groupby("limiter"):
         fewest, asked = trials["alive"].min(), trials["asked"].max()
         yield Doubt(
             f"{len(trials)} of {len(case.trials)} ramps ended early, at {fewest} of {asked} instances: {limiter}",
@@ -287,6 +340,8 @@ _CHECKS: tuple[Callable[[_Case], Iterator[Doubt]], ...] = (
     _wide,
     _slope,
     _residual,
+    _bent,
+    _miscounted,
     _limited,
     _failed,
     _first,

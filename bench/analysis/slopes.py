@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from bench.analysis.resampling import MANY, PLENTY, Counts, Floats, Sample, ramp_sample, resampled_ramps, tail
 
+LEAST_STEPS = 4  # that a bend can be told from
+
 
 class RampFit(Struct, frozen=True):
     """Sums of squares and centres of each ramp over its steps with n >= 1; `start` is the value at n = 0 (or NaN)."""
@@ -77,6 +79,44 @@ def fit(values: pd.Series[float]) -> RampFit | None:
     sxx, sxy = each(from_n**2), each(from_n * (y - mean_y[codes]))
     chosen = tuple(str(name) for name, kept in zip(names, enough, strict=True) if kept)
     return RampFit(chosen, sxx[enough], sxy[enough], mean_n[enough], mean_y[enough], start[enough])
+
+
+def bends(values: pd.Series[float]) -> Floats:
+    """How far each ramp is from a line: the middle of a parabola through it, above (+) or below the chord of its ends,
+    as a share of what the value rises by on that chord. Ramps with fewer than four steps at n >= 1, or that rise by
+    nothing, have none.
+    """
+    some = values[values.index.get_level_values("n") >= 1].dropna()
+    codes, _ = pd.factorize(some.index.get_level_values("trial"))
+    n, y = some.index.get_level_values("n").to_numpy(dtype=float), some.to_numpy(dtype=float)
+    pairs = np.unique(np.stack([codes, n]), axis=1)[0].astype(np.intp)
+    enough = np.flatnonzero(np.bincount(pairs) >= LEAST_STEPS)
+    kept = np.isin(codes, enough)
+    codes, n, y = np.searchsorted(enough, codes[kept]), n[kept], y[kept]
+    if not len(codes):
+        return np.empty(0)
+    square, slope = _parabolas(codes, np.asarray(n, dtype=np.float64), np.asarray(y, dtype=np.float64))
+    return np.asarray(-square[slope != 0] / np.abs(2 * slope[slope != 0]))
+
+
+def _parabolas(codes: NDArray[np.intp], n: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """The square and the linear term of the parabola through each ramp, over n from -1 to 1: all ramps at once, as
+    there may be thousands."""
+    count = codes.max() + 1
+    least, most = np.full(count, np.inf), np.full(count, -np.inf)
+    np.minimum.at(least, codes, n)
+    np.maximum.at(most, codes, n)
+    x = 2 * (n - least[codes]) / (most - least)[codes] - 1
+
+    def each(weights: Floats) -> Floats:
+        return np.asarray(np.bincount(codes, weights, minlength=count), dtype=np.float64)
+
+    y = y - (each(y) / each(np.ones(len(y))))[codes]
+    sums = [each(x**power) for power in range(5)]
+    moments = np.stack([np.stack([sums[row + column] for column in range(3)], axis=-1) for row in range(3)], axis=-2)
+    right = np.stack([each(y * x**power) for power in range(3)], axis=-1)
+    found = np.linalg.solve(moments, right[..., None])[..., 0]
+    return np.asarray(found[:, 2], dtype=np.float64), np.asarray(found[:, 1], dtype=np.float64)
 
 
 def slope_sample(found: RampFit, rng: np.random.Generator) -> Sample:

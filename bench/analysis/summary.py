@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from bench.analysis.frames import POOL, STARTUP, Frames, Series, frames
+from bench.analysis.frames import POOL, STARTUP, Frames, Name, Series, frames
 from bench.analysis.resampling import Floats, Sample, generator, quantile, quantile_sample
 from bench.analysis.slopes import fit, fixed_sample, slope_sample
 from bench.metrics import METRICS, summary_metrics
@@ -22,6 +23,9 @@ _SLOPES: dict[str, tuple[tuple[int, str], ...]] = {  # summary metric -> signed 
     "memory.uss": ((1, "instances.memory.uss"),),
     "memory.cgroup": ((1, "instances.memory.cgroup"),),
     "memory.kernel": ((1, "instances.memory.kernel"),),
+    "memory.guest": ((1, "instances.memory.guest"),),
+    "memory.touched": ((1, "instances.memory.touched"),),
+    "memory.overhead": ((1, "instances.memory.overhead"),),
     "memory.residual": (
         (-1, "host.memory.available"),
         (-1, "host.memory.pcp"),
@@ -29,8 +33,11 @@ _SLOPES: dict[str, tuple[tuple[int, str], ...]] = {  # summary metric -> signed 
         (-1, "instances.memory.pss"),
         (-1, "instances.memory.kernel"),
     ),
+    "memory.merged": ((1, "host.ksm.sharing"),),
     "disk.marginal": ((1, "instances.disk.own"),),
     "disk.claimed": ((1, "instances.disk.claimed"),),
+    "disk.used": ((1, "scratch.disk.used"),),
+    "disk.counted": ((1, "scratch.disk.counted"),),
 }
 FIXED = "memory.fixed"
 _FITTED = {**_SLOPES, FIXED: _SLOPES["memory.marginal"]}
@@ -67,7 +74,7 @@ def estimates(tables: Frames, seed: int) -> Samples:
 
 def sample_of(tables: Frames, series: Series, metric: str, seed: int) -> Sample | None:
     """`metric` of `series`; None if the run does not hold it."""
-    rng = generator(seed, *series, metric)
+    rng = generator(seed, *series.seeds, metric)
     if metric in _FITTED:
         found = fit(step_values(tables, series, _FITTED[metric]))
         if found is None:
@@ -99,7 +106,7 @@ def used_memory(tables: Frames, series: Series) -> pd.Series[float]:
 
 def step_values(tables: Frames, series: Series, terms: tuple[tuple[int, str], ...]) -> pd.Series[float]:
     """A signed sum of step metrics, indexed by trial and n; steps that lack one of them are left out."""
-    rows = tables.steps[tables.steps["series"] == series.key].set_index(["trial", "n"])
+    rows = tables.of("steps", series)
     if not {metric for _, metric in terms} <= set(rows.columns):
         return pd.Series(np.empty(0), index=rows.index[:0])
     parts = [sign * rows[metric].to_numpy(dtype=float) for sign, metric in terms]
@@ -120,6 +127,7 @@ def _row(series: Series, metric: str, sample: Sample) -> SummaryRow:
         found.low,
         found.high,
         found.method,
+        series.condition,
     )
 
 
@@ -137,35 +145,42 @@ def values_of(tables: Frames, series: Series, metric: str) -> pd.Series[float]:
     """The raw values whose median `metric` is, indexed by trial."""
     if metric in _COLUMNS:
         table, column = _COLUMNS[metric]
-        return _of(getattr(tables, table), series)[column].astype(float)
+        return tables.of(table, series)[column].astype(float)
     return _DERIVED[metric](tables, series)
-
-
-def _of(table: pd.DataFrame, series: Series) -> pd.DataFrame:
-    return table[table["series"] == series.key].set_index("trial")
 
 
 def _rate(tables: Frames, series: Series) -> pd.Series[float]:
     """Only of ramps that succeeded: a launch that timed out would count its waiting as launching."""
-    trials, launches = _of(tables.trials, series), _of(tables.launches, series)
+    trials, launches = tables.of("trials", series), tables.of("launches", series)
     done = trials[(trials["outcome"] == Outcome.SUCCEEDED.value) & (trials["seconds"] > 0)]
-    good = launches[launches["outcome"] == Outcome.SUCCEEDED.value].groupby(level="trial").size()
+    good = launches[launches["outcome"] == Outcome.SUCCEEDED.value].groupby(level="trial", observed=True).size()
     return good.reindex(done.index) / done["seconds"]
 
 
 def _alive(tables: Frames, series: Series) -> pd.Series[float]:
     """Only of ramps that ended by themselves: one that was interrupted says nothing of what fits."""
-    trials = _of(tables.trials, series)
+    trials = tables.of("trials", series)
     return trials[trials["outcome"].isin(_ENDED)]["alive"].astype(float)
+
+
+def _useful(tables: Frames, series: Series) -> pd.Series[float]:
+    """The same, where the service level was watched."""
+    trials = tables.of("trials", series)
+    return trials[trials["outcome"].isin(_ENDED)]["useful"].dropna()
 
 
 def _shared(tables: Frames, series: Series) -> pd.Series[float]:
     """With the most instances alive, once a ramp."""
     values = step_values(tables, series, ((1, "instances.disk.shared"),))
-    return values[values.index.get_level_values("n") >= 1].groupby(level="trial", sort=False).last()
+    return values[values.index.get_level_values("n") >= 1].groupby(level="trial", observed=True, sort=False).last()
 
 
-_COLUMNS = {
+def _waits(tables: Frames, series: Series, metric: str) -> pd.Series[float]:
+    """Of all samples of a ramp together."""
+    return step_values(tables, series, ((1, metric),)).groupby(level="trial", observed=True, sort=False).sum()
+
+
+_COLUMNS: dict[str, tuple[Name, str]] = {
     **{f"startup.{phase}": ("launches", str(phase)) for phase in STARTUP},
     "launch.cpu": ("launches", "cpu"),
     "teardown.stopped": ("teardowns", "stopped"),
@@ -175,5 +190,8 @@ _COLUMNS = {
 _DERIVED: dict[str, Callable[[Frames, Series], pd.Series[float]]] = {
     "launch.rate": _rate,
     "density.alive": _alive,
+    "density.useful": _useful,
     "disk.shared": _shared,
+    "ksm.time": partial(_waits, metric="host.ksm.settled"),
+    "ksm.cpu": partial(_waits, metric="host.ksm.cpu"),
 }

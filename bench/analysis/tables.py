@@ -13,7 +13,19 @@ import pandas as pd
 from msgspec import Struct
 
 from bench.analysis.frames import STARTUP
-from bench.model import LaunchRecord, NoteRecord, Phase, Record, StepRecord, TeardownRecord, TrialRecord
+from bench.model import (
+    ExposureRecord,
+    FindingRecord,
+    Labels,
+    LaunchRecord,
+    NoteRecord,
+    Phase,
+    Record,
+    StepRecord,
+    TeardownRecord,
+    TrialRecord,
+    condition_text,
+)
 from bench.store.reader import RunData, find_run, read_run
 
 Kind = Literal["string", "float64", "Int64", "boolean"]
@@ -31,21 +43,26 @@ class Tables(Struct, frozen=True):
     """One run. Columns: `COLUMNS`, and docs/result-format.md."""
 
     runs: pd.DataFrame
+    keys: pd.DataFrame
     launches: pd.DataFrame
     teardowns: pd.DataFrame
     readings: pd.DataFrame
     trials: pd.DataFrame
+    findings: pd.DataFrame
+    exposure: pd.DataFrame
     notes: pd.DataFrame
     summary: pd.DataFrame
 
 
 _RUN = Column("run", "string", "the run's id")
+_CONDITION = Column("condition", "string", "what was varied: key=value, sorted, comma-separated; empty if nothing")
 _LABELS = (
     _RUN,
     Column("trial", "string", "unit of work"),
     Column("driver", "string", "what ran"),
     Column("profile", "string", "how"),
     Column("payload", "string", "what ran inside"),
+    _CONDITION,
     Column("round", "Int64", "from 1"),
     Column("date", "float64", "seconds since the epoch"),
 )
@@ -67,6 +84,13 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("cpus", "Int64", "of the host"),
         Column("memory_total", "Int64", "of the host, bytes"),
         Column("kernel", "string", "of the host"),
+    ),
+    "keys": (
+        _RUN,
+        Column("driver", "string", "what ran"),
+        Column("profile", "string", "how"),
+        Column("key", "string", "of the driver, as `--set DRIVER.KEY` writes it"),
+        Column("value", "string", "that was in effect; missing where the driver chooses"),
     ),
     "launches": (
         *_LABELS,
@@ -101,8 +125,34 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("asked", "Int64", "how many were asked for"),
         Column("limiter", "string", "what stopped the ramp; count if nothing did"),
         Column("evidence", "string", "what shows the limiter"),
+        Column("to_limit", "boolean", "it went on until something stopped it; asked was a bound"),
+        Column("useful", "Int64", "largest step at which the service level was held; missing if not watched"),
         Column("launching", "float64", "seconds spent launching"),
         Column("accelerator", "string", "kvm or tcg"),
+    ),
+    "findings": (
+        *_LABELS,
+        Column("instance", "string", "attacked from"),
+        Column("probe", "string", "family.name"),
+        Column("severity", "string", "of an escape: low, medium, high, critical"),
+        Column("outcome", "string", "contained, degraded, escaped, unavailable, error"),
+        Column("evidence", "string", "what shows it"),
+        Column("place", "string", "of its control: process, guest"),
+        Column("control", "string", "outcome without the boundary; missing if it could not be tried"),
+        Column("counts", "boolean", "the control got through: without that a probe proves nothing"),
+        Column("seconds", "float64", "the attack took"),
+    ),
+    "exposure": (
+        *_LABELS,
+        Column("instance", "string", "looked at"),
+        Column("kernel", "string", "that answers inside: host, own"),
+        Column("axis", "string", "calls, host-calls, functions, facts, setup: see docs/exposure.md"),
+        Column("missing", "string", "why the axis was not measured; such a row has no item"),
+        Column("item", "string", "a call, a fact, a part of the set-up"),
+        Column("found", "string", "its class"),
+        Column("inside", "string", "what was said inside"),
+        Column("host", "string", "what was said on the host"),
+        Column("per_second", "float64", "of host calls, under load"),
     ),
     "notes": (
         _RUN,
@@ -115,6 +165,7 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("driver", "string", "what ran"),
         Column("profile", "string", "how"),
         Column("payload", "string", "what ran inside"),
+        _CONDITION,
         Column("metric", "string", "see `bench list metrics`"),
         Column("unit", "string", "of the next columns"),
         Column("n", "Int64", "launches or ramps"),
@@ -163,8 +214,9 @@ Row = tuple[object, ...]
 T = TypeVar("T", bound=Record)
 
 
-def _labels(run: str, record: LaunchRecord | StepRecord | TeardownRecord | TrialRecord) -> Row:
-    return run, record.trial, record.driver, record.profile, record.payload, record.round, record.date
+def _labels(run: str, record: Labels) -> Row:
+    condition = condition_text(record.condition)
+    return run, record.trial, record.driver, record.profile, record.payload, condition, record.round, record.date
 
 
 def _seconds(nanoseconds: int | None) -> float | None:
@@ -178,6 +230,20 @@ def _runs(data: RunData) -> Iterator[Row]:
         info.limits.memory, info.accelerator, host.bench, host.hostname, host.cpu_model, host.cpus, host.memory_total,
         host.kernel,
     )  # fmt: skip
+
+
+def _keys(data: RunData) -> Iterator[Row]:
+    for name, settings in data.info.settings.items():
+        driver, _, profile = name.partition(":")
+        for key, value in settings.items():
+            yield data.info.run, driver, profile, key, _as_written(value)
+
+
+def _as_written(value: str | float | bool | None) -> str | None:
+    """As a scenario has it, without quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return None if value is None else str(value)
 
 
 def _of(data: RunData, kind: type[T]) -> Iterator[T]:
@@ -214,8 +280,27 @@ def _trials(data: RunData) -> Iterator[Row]:
     for one in _of(data, TrialRecord):
         yield (
             *_labels(data.info.run, one), one.outcome.value, one.alive, one.asked, one.limiter, one.evidence,
+            one.to_limit, one.useful,
             one.launching_ns / 1e9, one.accelerator,
         )  # fmt: skip
+
+
+def _findings(data: RunData) -> Iterator[Row]:
+    for one in _of(data, FindingRecord):
+        control = one.control.outcome.value if one.control else None
+        yield (
+            *_labels(data.info.run, one), one.instance, one.probe, one.severity, one.finding.outcome.value,
+            one.finding.evidence, one.place, control, one.counts, one.seconds,
+        )  # fmt: skip
+
+
+def _exposure(data: RunData) -> Iterator[Row]:
+    for one in _of(data, ExposureRecord):
+        labels = (*_labels(data.info.run, one), one.instance, one.kernel, one.exposure.axis, one.exposure.missing)
+        if not one.exposure.items:
+            yield *labels, None, None, None, None, None
+        for item in one.exposure.items:
+            yield *labels, item.name, item.found, item.inside, item.host, item.per_second
 
 
 def _notes(data: RunData) -> Iterator[Row]:
@@ -228,17 +313,20 @@ def _summary(data: RunData) -> Iterator[Row]:
 
     for one in summarise(data).summary:
         yield (
-            data.info.run, one.driver, one.profile, one.payload, one.metric, one.unit, one.n, one.median, one.low,
-            one.high, one.method,
+            data.info.run, one.driver, one.profile, one.payload, one.condition, one.metric, one.unit, one.n, one.median,
+            one.low, one.high, one.method,
         )  # fmt: skip
 
 
 _ROWS: Mapping[str, Callable[[RunData], Iterator[Row]]] = {
     "runs": _runs,
+    "keys": _keys,
     "launches": _launches,
     "teardowns": _teardowns,
     "readings": _readings,
     "trials": _trials,
+    "findings": _findings,
+    "exposure": _exposure,
     "notes": _notes,
     "summary": _summary,
 }

@@ -79,6 +79,19 @@ class Driver(Protocol):
 
 
 @runtime_checkable
+class Sourced(Protocol):
+    """A driver whose launches can be cold."""
+
+    @property
+    def name(self) -> str: ...
+
+    def sources(self, spec: InstanceSpec) -> Sequence[str]:
+        """Files and trees of this host that a launch of `spec` reads: the image in the driver's form, and what runs it.
+        After `prepare`."""
+        ...
+
+
+@runtime_checkable
 class Pooling(Protocol):
     """A driver with profiles whose instances take what was made for them beforehand.
 

@@ -85,6 +85,10 @@ class ProcessDriver:
         with launched(self._context, spec, phases, self._kind(spec), place, Holdings(shared=(tree,))) as instance:
             yield instance
 
+    def sources(self, spec: InstanceSpec) -> Sequence[str]:
+        """The image's merged tree."""
+        return (str(self._context.images.tree(spec.image)),)
+
     def reap(self, run: RunId) -> Sequence[Leftover]:
         return reap_processes(run)
 

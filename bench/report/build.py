@@ -14,14 +14,22 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from bench.analysis import Estimate, Series, frames, headline, quality, summarise
+from bench.analysis.exposure import exposures
+from bench.analysis.frames import Frames
 from bench.analysis.headline import accelerator_mark, by_series, ratios
+from bench.analysis.isolation import matrix
 from bench.analysis.quality import SYNTHETIC
+from bench.analysis.reconcile import Balance, harness_cost, reconcile
 from bench.analysis.resampling import MANY, PLENTY
+from bench.analysis.takes import disk_taken
 from bench.metrics import METRICS, Metric
 from bench.model import LaunchRecord, NoteRecord, Outcome, Summary, TrialRecord, to_json
+from bench.precision import precision_said
 from bench.report import format
 from bench.report.answer import COMPARED, TCG, answer
+from bench.report.exposure import section as exposure_section
 from bench.report.figures import Scene, figures
+from bench.report.isolation import said, section
 from bench.report.svg import PALETTE
 from bench.store import RunData
 from bench.store.files import make_folder, not_writable, write_atomic
@@ -66,9 +74,13 @@ def _measured(data: RunData) -> dict[str, object]:
     found = by_series(summary)
     metrics = {(series, name): one for series, some in found.items() for name, one in some.items()}
     scene = Scene(tables, tuple(rows), metrics, data.host.memory_available, data.info.seed)
+    findings = matrix(data)
+    ramps = findings is None or bool(tables.series)
     return {
-        "rows": rows, "table": _table(found), "doubts": quality(data, summary, tables),
-        "answer": answer(data, rows, ratios(data, COMPARED, tables)),
+        "isolation": section(findings) + exposure_section(exposures(data)), "ramps": ramps,
+        "rows": rows, "table": _table(found), "balances": _balances(tables), "doubts": quality(data, summary, tables),
+        "disk": disk_taken(tables), "harness": harness_cost(tables),
+        "answer": answer(data, rows, ratios(data, COMPARED, tables)) if ramps else said(findings),
         "figures": [(drawing, Markup(drawing.wide), Markup(drawing.narrow)) for drawing in figures(scene)],
         "keys": _keys(scene.tables.series), "glossary": _glossary(summary),
         "mark": lambda series: accelerator_mark(series, summary.accelerator),
@@ -82,7 +94,8 @@ def _said(data: RunData) -> dict[str, object]:
     trials = [record for record in data.records if isinstance(record, TrialRecord)]
     rounds = max((record.round for record in trials), default=0)
     return {
-        "info": data.info, "host": data.host, "synthetic": any(trial.driver == SYNTHETIC for trial in trials),
+        "info": data.info, "precision_said": precision_said, "host": data.host,
+        "synthetic": any(trial.driver == SYNTHETIC for trial in trials),
         "facts": _facts(data), "trials": trials, "rounds": rounds, "many": MANY, "plenty": PLENTY,
         "by_t": rounds > 1 and not MANY <= rounds < PLENTY, "absent": format.ABSENT,
         "failures": [r for r in data.records if isinstance(r, LaunchRecord) and r.outcome is not Outcome.SUCCEEDED],
@@ -97,6 +110,13 @@ def _keys(series: tuple[Series, ...]) -> Mapping[str, Key]:
 
 def _table(found: Mapping[Series, Mapping[str, Estimate]]) -> list[tuple[Series, list[tuple[Metric, Estimate]]]]:
     return [(series, [(METRICS[name], one) for name, one in some.items()]) for series, some in found.items()]
+
+
+def _balances(tables: Frames) -> list[tuple[Series, list[Balance]]]:
+    found: dict[Series, list[Balance]] = {}
+    for one in reconcile(tables):
+        found.setdefault(one.series, []).append(one)
+    return list(found.items())
 
 
 def _glossary(summary: Summary) -> list[Metric]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,7 @@ class _Version(Struct):
 
 
 _RECORDS = msgspec.json.Decoder(Record)
+_AT_ONCE = 8 << 20  # bytes of trials.jsonl
 _VERSION = msgspec.json.Decoder(_Version)
 
 
@@ -113,24 +115,41 @@ def _what_there_is(runs: list[Path]) -> str:
 
 
 def _read_trials(path: Path) -> tuple[list[Record], list[str]]:
-    """Records of trials.jsonl and warnings about it."""
+    """All records, and warnings about them."""
     records: list[Record] = []
-    with _opened(path) as file:  # line by line: the whole text beside its records would take twice the memory
-        for number, text in enumerate(file, start=1):
-            line = text.removesuffix(b"\n")
-            try:
-                records.append(_record(line))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                _refuse_newer(path, line, number)
-                if (
-                    isinstance(error, msgspec.ValidationError) or file.readline()
-                ):  # a torn line is no JSON, and the last
-                    hint = "the file was changed by something else than bench: restore it, or delete that line"
-                    raise ResultsError(f"{path}:{number}: {error}", hint=hint) from error
-                torn = f"{path}:{number}: the last line is torn (the run crashed while writing it); left out"
-                return records, [torn]
-            _check_schema(path, records[-1].schema, number)
+    with _opened(path) as file:  # some at a time: the whole text beside its records would take twice the memory
+        while lines := file.readlines(_AT_ONCE):
+            if (found := _all_sound(lines)) is None:
+                return records, list(_read_singly(path, itertools.chain(lines, file), records))
+            records += found
     return records, []
+
+
+def _all_sound(lines: list[bytes]) -> list[Record] | None:
+    """Whole lines of this version; None if there is anything to be said of one of them."""
+    try:
+        found = _RECORDS.decode_lines(b"".join(lines))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    sound = len(found) == len(lines) and all(record.schema == SCHEMA for record in found)  # it skips empty lines
+    return found if sound else None
+
+
+def _read_singly(path: Path, rest: Iterator[bytes], records: list[Record]) -> Iterator[str]:
+    """Append the `rest` of the lines to `records`: old ones, broken ones, a torn one. Gives warnings."""
+    for number, text in enumerate(rest, start=len(records) + 1):
+        line = text.removesuffix(b"\n")
+        try:
+            records.append(_record(line))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            _refuse_newer(path, line, number)
+            more = next(rest, None)
+            if isinstance(error, msgspec.ValidationError) or more is not None:  # a torn one is no JSON, and the last
+                hint = "the file was changed by something else than bench: restore it, or delete that line"
+                raise ResultsError(f"{path}:{number}: {error}", hint=hint) from error
+            yield f"{path}:{number}: the last line is torn (the run crashed while writing it); left out"
+        else:
+            _check_schema(path, records[-1].schema, number)
 
 
 def _record(line: bytes) -> Record:

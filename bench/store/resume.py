@@ -11,7 +11,18 @@ from typing import Self
 import msgspec
 from msgspec import Struct
 
-from bench.model import HostFacts, LaunchRecord, NoteRecord, Outcome, Record, RunInfo, TrialRecord, token_of
+from bench.model import (
+    ExposureRecord,
+    FindingRecord,
+    HostFacts,
+    LaunchRecord,
+    NoteRecord,
+    Outcome,
+    Record,
+    RunInfo,
+    TrialRecord,
+    token_of,
+)
 from bench.store.files import not_writable, write_atomic
 from bench.store.reader import RUN, TRIALS, RunData, read_run
 from bench.store.writer import RunWriter, pretty
@@ -56,6 +67,8 @@ class ResumedWriter(RunWriter):
     def _begin(self) -> None:
         """Raises ResultsError if the folder can't be read or written."""
         data = read_run(self.path)
+        for draft in self.path.glob(".*.tmp"):  # of a file that was being replaced
+            draft.unlink()
         said = _set_aside(self.path, data)
         warnings = (*self.info.warnings, *said)
         self.info = msgspec.structs.replace(self.info, status="running", ended=None, warnings=warnings)
@@ -89,7 +102,11 @@ def _set_aside(path: Path, data: RunData) -> list[str]:
         before = (path / REDONE).read_bytes() if (path / REDONE).exists() else b""
         write_atomic(path / REDONE, before + _joined(redone))  # first: a crash in between loses nothing
     write_atomic(path / TRIALS, _joined(kept))
-    stay = {one.instance for one in data.records if isinstance(one, LaunchRecord) and one.trial in ended}
+    stay = {
+        one.instance
+        for one in data.records
+        if isinstance(one, LaunchRecord | FindingRecord | ExposureRecord) and one.trial in ended
+    }
     _set_logs_aside(path / "logs", token_of(data.info.run), stay)
     text = f"resumed: {len(done)} of {len(data.info.plan)} trials had ended"
     if redone:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.model import LaunchRecord, Outcome, Phase, TeardownRecord
+from bench.model import LaunchRecord, Outcome, Phase, TeardownRecord, condition_text, target_name
 from bench.store.files import write_atomic
 from bench.store.reader import RunData
 
@@ -56,7 +56,7 @@ def _timings(data: RunData) -> Iterator[_Timing]:
 
 def _phases(record: LaunchRecord | TeardownRecord, phases: tuple[Phase, ...], zero: int) -> Iterator[_Timing]:
     """Phases of `record` that came after `zero`; pyperf refuses values that are not positive."""
-    series = f"{record.driver}:{record.profile} {record.payload}"
+    series = f"{target_name(record.driver, record.profile, condition_text(record.condition))} {record.payload}"
     for phase in phases:
         elapsed = record.phases.get(phase, zero) - zero
         if elapsed > 0:

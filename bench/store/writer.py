@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import Literal, Self
 
 import msgspec
 
 from bench.errors import ResultsError
-from bench.model import SCHEMA, HostFacts, Record, RunInfo, TrialRecord, to_json
+from bench.model import SCHEMA, HostFacts, Precision, Record, RunInfo, TrialRecord, to_json
 from bench.store.files import give_to_caller, give_tree_to_caller, make_folder, not_writable, write_atomic
 from bench.store.reader import HOST, RUN, TIMINGS, TRIALS, read_run
 from bench.store.timings import write_timings
@@ -33,14 +34,14 @@ class RunWriter:
         self.info = info
         self._host = host
         self._stack = ExitStack()
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> Self:
         """Raises ResultsError if the folder is there already or can't be made."""
         self._begin()
         trials = self.path / TRIALS
         try:
-            self._file = self._stack.enter_context(trials.open("ab"))
+            self._file = self._stack.enter_context(trials.open("ab", buffering=0))
         except OSError as error:
             raise not_writable(trials, error) from error
         give_to_caller(trials)
@@ -57,12 +58,17 @@ class RunWriter:
         return self.path / "logs"
 
     def append(self, record: Record) -> None:
-        """Write one line and hand it to the kernel: it outlives this process, though not yet the machine."""
+        """Write one line and hand it to the kernel: it outlives this process, though not yet the machine.
+
+        Whole or not at all, so that a disk that is full for a while tears no line. Raises ResultsError.
+        """
         file = self._open()
+        before = os.fstat(file.fileno()).st_size
         try:
-            file.write(to_json(record) + b"\n")
-            file.flush()
+            _write_all(file, to_json(record) + b"\n")
         except OSError as error:
+            with suppress(OSError):
+                file.truncate(before)
             raise not_writable(self.path / TRIALS, error) from error
 
     def sync(self) -> None:
@@ -74,7 +80,12 @@ class RunWriter:
             raise not_writable(self.path / TRIALS, error) from error
 
     def finish(
-        self, status: Status, ended: float, warnings: Sequence[str] = (), accelerator: str | None = None
+        self,
+        status: Status,
+        ended: float,
+        warnings: Sequence[str] = (),
+        accelerator: str | None = None,
+        precision: Precision | None = None,
     ) -> None:
         """Write how the run ended into run.json, and startup.pyperf.json from what trials.jsonl holds.
 
@@ -89,6 +100,7 @@ class RunWriter:
             ended=ended,
             warnings=(*self.info.warnings, *warnings),
             accelerator=accelerator or self.info.accelerator or next(filter(None, seen), None),
+            precision=precision,
         )
         write_atomic(self.path / RUN, pretty(self.info))
         write_timings(msgspec.structs.replace(data, info=self.info), self.path / TIMINGS)
@@ -113,10 +125,16 @@ class RunWriter:
         give_to_caller(self.path)
         give_to_caller(self.logs)
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> FileIO:
         if self._file is None:
             raise ValueError("RunWriter is used outside its context")
         return self._file
+
+
+def _write_all(file: FileIO, data: bytes) -> None:
+    """Where room runs out within `data` the kernel takes the part that fits, and refuses the next call only."""
+    while data:
+        data = data[file.write(data) :]
 
 
 def pretty(value: object) -> bytes:

@@ -6,30 +6,40 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
+import msgspec
 
 from bench.analysis.comparison import Comparison, Row, Side, compare
+from bench.analysis.isolation import changes, matrix
 from bench.errors import UsageError
 from bench.metrics import METRICS
+from bench.model import target_name
 from bench.report.format import ABSENT, estimate
 from bench.store.reader import find_run, read_run
 from bench.verbs.out import emit_json, table
+from bench.verbs.show_isolation import print_changes
 
 REGRESSION, INCOMPARABLE = 4, 5
 
 
 def compare_runs(a: str, b: str, thresholds: Sequence[str], results: Path, as_json: bool) -> int:
-    """Exit status: 4 if a metric is worse in B, else 5 if one could not be compared, else 0."""
+    """Exit status: 4 if a metric is worse in B or a probe found more, else 5 if one could not be compared, else 0."""
     limits, default = parse_thresholds(thresholds)
     sides = [Side.of(read_run(find_run(results, text))) for text in (a, b)]
     for side in sides:
         for warning in side.data.warnings:
             click.echo(f"bench: warning: {warning}", err=True)
     found = compare(sides[0], sides[1], limits, default)
+    matrices = [matrix(side.data) for side in sides]
+    findings = changes(*matrices)
     if as_json:
-        emit_json(found)
+        emit_json({**msgspec.to_builtins(found), "findings": findings} if findings else found)
     else:
         _print(found)
-    return REGRESSION if found.regressed else INCOMPARABLE if found.incomplete else 0
+        print_changes(findings)
+    weaker = any(one.weaker for one in findings)
+    if not found.rows and None not in matrices:  # probes alone were compared
+        return REGRESSION if weaker else 0
+    return REGRESSION if found.regressed or weaker else INCOMPARABLE if found.incomplete else 0
 
 
 def parse_thresholds(texts: Sequence[str]) -> tuple[dict[str, float], float]:
@@ -76,7 +86,7 @@ def _cells(row: Row) -> list[str]:
     values = [estimate(one, row.unit) for one in (row.a, row.b)]
     numbers = [ABSENT if one is None else f"{one:.2g}" for one in (row.effect, row.p, row.q)]
     verdict = f"{row.verdict}: {row.why}" if row.why else row.verdict
-    return [f"{row.driver}:{row.profile}", row.metric, *values, _change(row), *numbers, verdict]
+    return [target_name(row.driver, row.profile, row.condition), row.metric, *values, _change(row), *numbers, verdict]
 
 
 def _change(row: Row) -> str:

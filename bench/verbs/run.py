@@ -9,10 +9,11 @@ from pathlib import Path
 import click
 from msgspec import Struct
 
-from bench.config import Scenario, effective_toml, find_scenario, load_scenario, with_options
+from bench.config import Scenario, effective_toml, find_scenario, format_duration, load_scenario, with_options
 from bench.host import memory_available
+from bench.images.ballast import size_of
 from bench.model import RunId
-from bench.plan import estimate, make_plan
+from bench.plan import estimate, least_rounds, make_plan, most_rounds
 from bench.verbs import session
 from bench.verbs.interrupts import Interrupts
 from bench.verbs.out import emit_json, table
@@ -29,6 +30,10 @@ class Options(Struct, frozen=True):
     image: str | None
     max_time: str | None
     overrides: tuple[str, ...]
+    to_limit: bool = False
+    cold: bool = False
+    until_precise: str | None = None
+    max_rounds: int | None = None
 
 
 def request(name: str, options: Options, results: Path, connect: str | None) -> session.Request:
@@ -49,12 +54,18 @@ def with_given(scenario: Scenario, options: Options) -> Scenario:
         seed=options.seed,
         image=options.image,
         max_time=options.max_time,
+        to_limit=options.to_limit,
+        cold=options.cold,
+        until_precise=options.until_precise,
+        max_rounds=options.max_rounds,
     )
 
 
 def show_plan(request: session.Request, as_json: bool) -> int:
     """`--dry-run`: what would happen, in which order, and roughly what it takes."""
-    cost = estimate(request.plan, request.scenario)
+    least = least_rounds(request.scenario)
+    plan = request.plan.up_to(least)
+    cost = estimate(plan, request.scenario, image=size_of(request.scenario.image) or 0)
     if as_json:
         emit_json(
             {
@@ -67,10 +78,23 @@ def show_plan(request: session.Request, as_json: bool) -> int:
         )
         return 0
     click.echo(effective_toml(request.scenario).rstrip() + "\n")
-    rows = [[trial.id, str(trial.warmups), " ".join(map(str, trial.steps))] for trial in request.plan.trials]
+    rows = [[trial.id, str(trial.warmups), " ".join(map(str, trial.steps))] for trial in plan.trials]
     table(["trial, in this order", "warm-ups", "sampled at N ="], rows)
+    if request.scenario.precise.width:
+        click.echo(
+            f"\nthen round after round until each start-up interval is at most {request.scenario.precise.width:.2%} of "
+            f"its median wide, {most_rounds(request.scenario)} rounds at most: the estimate is of {least}"
+        )
+    bounds = request.scenario.to_limit
+    if bounds.on:
+        click.echo(
+            f"\nseed {request.plan.seed}, {len(plan.trials)} ramps to the limit, each of at most {bounds.count} "
+            f"instances and {format_duration(bounds.time)}, teardown left out; they take what the reserve leaves "
+            f"({memory_available() / 2**30:.1f} GiB of memory are available now)"
+        )
+        return 0
     click.echo(
-        f"\nseed {request.plan.seed}, {request.plan.launches} launches; estimated, not measured (guests under tcg): "
+        f"\nseed {request.plan.seed}, {plan.launches} launches; estimated, not measured (guests under tcg): "
         f"{cost.seconds / 60:.1f} min, {cost.memory / 2**30:.1f} GiB of memory at once "
         f"({memory_available() / 2**30:.1f} GiB available), {cost.disk / 2**30:.1f} GiB of disk"
     )

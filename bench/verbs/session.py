@@ -8,6 +8,7 @@ import random
 import shutil
 import string
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,18 +16,26 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from bench import __version__
-from bench.config import Scenario, effective_toml, payload_for
+import msgspec
+
+from bench import __version__, cold
+from bench.config import Scenario, effective_toml, payload_for, settings_for
 from bench.container.bundle import account_of
-from bench.container.runtime import reap as reap_containers
+from bench.container.runtime import clear as clear_containers
+from bench.container.scratch import release, scratch_filesystem
 from bench.container.spec_records import User
 from bench.drivers.base import Driver
 from bench.drivers.context import RunContext
 from bench.drivers.network import RunNetwork
 from bench.drivers.registry import driver_names, make_driver
-from bench.errors import HostError, Interrupted, ResultsError, UsageError
-from bench.host import host_facts, measure_floor_costs, memory_available, reserve_bytes
+from bench.errors import HostError, Interrupted, ResultsError, StopError, UsageError
+from bench.headroom import HostHeadroom, Kept
+from bench.host import host_facts, measure_floor_costs, reserve_bytes
 from bench.images.store import ImageStore
+from bench.ksm import NOTE as KSM_NOTE
+from bench.ksm import Ksm, put_back, require_free
+from bench.levels import Reserve
+from bench.linux import oom
 from bench.linux.lines import LineHub
 from bench.model import (
     TOKEN_LENGTH,
@@ -36,21 +45,32 @@ from bench.model import (
     NoteRecord,
     Outcome,
     Payload,
+    Precision,
     RunId,
     RunInfo,
+    Settings,
     Support,
     TrialRecord,
 )
 from bench.paths import cache_dir, run_state, state_dir
 from bench.plan import Plan
+from bench.precision import Judge
 from bench.runner import Job, Progress, Runner
 from bench.samplers import cpu_seconds, default_samplers
+from bench.samplers.scratch import ScratchSampler
 from bench.store.resume import Past, ResumedWriter
 from bench.store.writer import RunWriter, Status
+from bench.sweep import AS_IS, COLD, all_conditions
+from bench.variants import Variants
+from bench.verbs import isolation, precise
 from bench.verbs.interrupts import Interrupts
+from bench.verbs.neighbours import Neighbours
 from bench.verbs.registry import Entry, claimed, entries, registered
 from bench.verbs.same import require_same, require_same_accelerators, require_same_host
 
+SCRATCH = "scratch"
+"""Folder of a run's state with the file system made for it."""
+IMPRECISE = 5
 _VERSIONED = ("pyperf", "pandas", "scipy", "matplotlib", "msgspec", "libvirt-python", "pyroute2")
 
 
@@ -80,6 +100,7 @@ class Outcomes:
     path: Path
     trials: list[TrialRecord] = field(default_factory=list)
     interrupted: int | None = None  # signal
+    precision: Precision | None = None
 
     @property
     def failed(self) -> bool:
@@ -87,7 +108,10 @@ class Outcomes:
 
     @property
     def exit_code(self) -> int:
-        return 128 + self.interrupted if self.interrupted else int(self.failed)
+        if self.interrupted:
+            return 128 + self.interrupted
+        imprecise = self.precision is not None and not self.precision.reached
+        return int(self.failed) or (IMPRECISE if imprecise else 0)
 
 
 def run(request: Request, progress: Progress, interrupts: Interrupts) -> Outcomes:
@@ -97,6 +121,8 @@ def run(request: Request, progress: Progress, interrupts: Interrupts) -> Outcome
     past = request.past
     run_id = past.info.run if past else new_run_id(request.scenario.name, started, random.SystemRandom())
     check_results(request.results)
+    if past:
+        bury(run_id)  # first: it puts back what the dead process had changed of the host, which must be as it was
     progress.doing("look at the host")
     host = host_facts()
     if past:
@@ -104,14 +130,19 @@ def run(request: Request, progress: Progress, interrupts: Interrupts) -> Outcome
     for name, (support, _) in supports(host, [name for name, _ in request.scenario.targets()], request.connect).items():
         require(name, support)
     require_memory(request.scenario, host)
+    require_ksm(request.scenario)
+    if any(one.condition.get("cache") == COLD for one in request.plan.trials):
+        cold.require()
     outcomes = Outcomes(run_id, request.results / run_id)
     if past:
-        bury(run_id)
         outcomes = Outcomes(run_id, past.path, list(past.done))
     entry = Entry(run_id, os.getpid(), str(request.results), request.connect)
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(registered(entry))
-        context = stack.enter_context(_context(run_id, state, request.connect))
+        stack.enter_context(oom.spared(oom.HARNESS))
+        stack.callback(put_back, state / KSM_NOTE)
+        scratch = stack.enter_context(_scratch(request.scenario, state))
+        context = stack.enter_context(_context(run_id, state, request.connect, scratch))
         drivers = stack.enter_context(_drivers(request.scenario, context, interrupts))
         try:
             _measure(request, context, drivers, progress, interrupts, outcomes, started, host)
@@ -126,9 +157,8 @@ def check_results(results: Path) -> None:
     """Say before the work begins, not after it, that its results could not be written."""
     try:
         probe = next((folder for folder in (results, *results.absolute().parents) if folder.exists()), Path("/"))
-        name = probe / f".bench-{time.monotonic_ns()}"
-        name.touch()
-        name.unlink()
+        with tempfile.TemporaryFile(dir=probe):  # without a name, where the file system can: a crash leaves nothing
+            pass
     except OSError as error:
         raise ResultsError(
             f"{results}: cannot be written: {error.strerror}", hint="choose a folder with --results DIR"
@@ -136,12 +166,25 @@ def check_results(results: Path) -> None:
 
 
 @contextmanager
-def _context(run_id: RunId, state: Path, connect: str | None) -> Iterator[RunContext]:
+def _scratch(scenario: Scenario, state: Path) -> Iterator[Path | None]:
+    """The file system that the scenario wants made for the run, mounted; None if it wants none. Raises HostError."""
+    wanted = scenario.scratch
+    if wanted.filesystem == "none":
+        yield None
+        return
+    with scratch_filesystem(state / SCRATCH, wanted.filesystem, wanted.size) as mounted:
+        yield mounted
+
+
+@contextmanager
+def _context(run_id: RunId, state: Path, connect: str | None, scratch: Path | None = None) -> Iterator[RunContext]:
     """What the drivers share. The launcher first: it is cloned from, so it starts before threads and big imports."""
     images = ImageStore(cache_dir() / "images")
     network = RunNetwork(run_id)
     with LineHub() as hub:
-        context = RunContext(run=run_id, state=state, images=images, hub=hub, network=network, connect=connect)
+        context = RunContext(
+            run=run_id, state=state, images=images, hub=hub, network=network, connect=connect, scratch=scratch
+        )
         try:
             yield context
         finally:
@@ -156,10 +199,10 @@ def _drivers(scenario: Scenario, context: RunContext, interrupts: Interrupts) ->
     try:
         yield drivers
     finally:
-        with interrupts.shield():
-            for driver in drivers.values():
-                driver.reap(context.run)
-                driver.close()
+        with interrupts.shield(), contextlib.ExitStack() as stack:
+            for driver in drivers.values():  # all of them, also where one finds what it can't end
+                stack.callback(driver.close)
+                stack.callback(driver.reap, context.run)
 
 
 def _measure(
@@ -175,14 +218,21 @@ def _measure(
     scenario = request.scenario
     context.launcher.start()
     if not request.past:
-        host = measure_floor_costs(host)
+        host = measure_floor_costs(host, context.run)
     progress.doing(f"image {scenario.image}")
     image, payload = context.images.resolve(scenario.image), payload_for(scenario)
+    if scenario.kind == "battery":
+        image = isolation.armed(context, image)
     if request.past:
         require_same("image", request.past.info.image.digest, image.digest)
     if "vm" in drivers:
         require_root(account_of(context.images, image).user, image.name)
-    runner = Runner(_job(request, context, drivers, progress, interrupts, image, payload, outcomes.path, host))
+    deadline = None if scenario.max_time is None else time.monotonic() + scenario.max_time
+    judge = precise.judge(scenario, outcomes.path, deadline) if scenario.precise.width else None
+    job = _job(
+        request, context, drivers, progress, interrupts, image, payload, outcomes.path, host, deadline, judge
+    )  # fmt: skip
+    runner = isolation.Batteries(job, context, host) if scenario.kind == "battery" else Runner(job)
     runner.prepare()
     effective = {f"{name}:{profile}": dict(drivers[name].describe()) for name, profile in scenario.targets()}
     if request.past:
@@ -193,23 +243,38 @@ def _measure(
         store = RunWriter(request.results, info, host)
     with store as writer:
         status: Status = "interrupted"
+        neighbours = Neighbours(writer, context.state)
         try:
-            runner.run(writer, outcomes.trials)
+            runner.run(neighbours, outcomes.trials)
+            if judge:
+                outcomes.precision = judge.verdict(max(one.round for one in outcomes.trials))
             status = "failed" if outcomes.failed else "done"
         finally:
             with interrupts.shield():
-                _finish(writer, drivers, context.run, status)
+                neighbours.look()
+                _finish(writer, drivers, context.run, status, neighbours.said, outcomes.precision)
 
 
-def _finish(writer: RunWriter, drivers: Mapping[str, Driver], run_id: RunId, status: Status) -> None:
+def _finish(
+    writer: RunWriter,
+    drivers: Mapping[str, Driver],
+    run_id: RunId,
+    status: Status,
+    said: Sequence[str],
+    precision: Precision | None,
+) -> None:
+    """`said`: warnings that are in notes already."""
     for driver in drivers.values():
         driver.close()
-    warnings = [
-        f"left behind and removed: {one.kind} {one.name}" for driver in drivers.values() for one in driver.reap(run_id)
-    ]
+    warnings = []
+    for driver in drivers.values():
+        try:
+            warnings += [f"left behind and removed: {one.kind} {one.name}" for one in driver.reap(run_id)]
+        except StopError as error:  # raised again, once the results are whole
+            warnings.append(f"left behind: {error.message}")
     for text in warnings:
         writer.append(NoteRecord(date=time.time(), level="warning", text=text))
-    writer.finish(status, time.time(), warnings=warnings)
+    writer.finish(status, time.time(), warnings=[*said, *warnings], precision=precision)
 
 
 def bury(run: RunId) -> None:
@@ -234,13 +299,22 @@ def require_root(user: User, image: str) -> None:
         )
 
 
+def require_ksm(scenario: Scenario) -> None:
+    """Raises HostError if a condition switches KSM and this host can't or must not."""
+    variants, names = Variants(scenario), [name for name, _ in scenario.targets()]
+    if any(variants.of(one).ksm != AS_IS for one in all_conditions(scenario, names) or ({},)):
+        require_free()
+
+
 def require_memory(scenario: Scenario, host: HostFacts) -> None:
-    """Raises HostError if not even one instance fits above the reserve."""
+    """Raises HostError if not even one instance, of the largest in any condition, fits above the reserve."""
+    variants, names = Variants(scenario), [name for name, _ in scenario.targets()]
+    largest = max(variants.of(one).limits.memory for one in all_conditions(scenario, names) or ({},))
     reserve = reserve_bytes(host.memory_total, scenario.reserve.memory, scenario.reserve.fraction)
-    if host.memory_available < reserve + scenario.limits.memory:
+    if host.memory_available < reserve + largest:
         raise HostError(
             f"{host.memory_available >> 20} MiB of memory are available; one instance is declared "
-            f"{scenario.limits.memory >> 20} MiB and {reserve >> 20} MiB are reserved for the host",
+            f"{largest >> 20} MiB and {reserve >> 20} MiB are reserved for the host",
             hint="free memory, or lower limits.memory or reserve.memory with --set",
         )
 
@@ -255,9 +329,10 @@ def _job(
     payload: Payload,
     path: Path,
     host: HostFacts,
+    deadline: float | None,
+    judge: Judge | None,
 ) -> Job:
     scenario = request.scenario
-    reserve = scenario.reserve
     return Job(
         run=context.run,
         scenario=scenario,
@@ -265,16 +340,25 @@ def _job(
         image=image,
         payload=payload,
         drivers=drivers,
-        samplers=default_samplers(lambda: [context.launcher.pid]),
+        samplers=(*default_samplers(lambda: [context.launcher.pid]), ScratchSampler(context.state)),
         progress=progress,
         logs=str((path / "logs").absolute()),
-        reserve=reserve_bytes(host.memory_total, reserve.memory, reserve.fraction),
-        available=memory_available,
+        headroom=HostHeadroom(
+            kept_of(scenario.reserve, host), (context.place, path), lambda: [context.launcher.pid], context.network.room
+        ),
         cpu_seconds=cpu_seconds,
         accelerators=lambda name: drivers[name].describe().get("accelerator"),
         shield=interrupts.shield,
-        deadline=None if scenario.max_time is None else time.monotonic() + scenario.max_time,
+        ksm=Ksm(context.state / KSM_NOTE),
+        deadline=deadline,
+        enough=judge.enough if judge else _never,
     )
+
+
+def kept_of(reserve: Reserve, host: HostFacts) -> Kept:
+    """The reserve in this host's terms."""
+    memory = reserve_bytes(host.memory_total, reserve.memory, reserve.fraction)
+    return Kept(memory, reserve.pressure, reserve.disk, reserve.pids, reserve.descriptors)
 
 
 def _info(
@@ -298,13 +382,30 @@ def _info(
         command=request.command,
         scenario_toml=effective_toml(scenario),
         plan=request.plan.order,
+        conditions=all_conditions(scenario, [name for name, _ in scenario.targets()]),
         image=image,
         payload=payload,
         limits=scenario.limits,
         drivers=effective,
+        settings={
+            f"{name}:{profile}": _not_varied(name, settings_for(scenario, name, profile), scenario)
+            for name, profile in scenario.targets()
+        },
         accelerator=accelerators[0] if accelerators else None,
         versions=versions(),
+        oom_score_adj=oom.adjustment(),
     )
+
+
+def _never(number: int) -> bool:
+    """Without a wish for precision a run has the rounds it has."""
+    return False
+
+
+def _not_varied(driver: str, settings: Settings, scenario: Scenario) -> dict[str, str | int | float | bool | None]:
+    """The keys that are the same in all trials; the others are in the trials' conditions."""
+    keys = msgspec.to_builtins(settings)
+    return {key: value for key, value in keys.items() if f"{driver}.{key}" not in scenario.sweep}
 
 
 def versions() -> dict[str, str]:
@@ -355,7 +456,7 @@ def clean(wanted: Callable[[Entry], bool]) -> Iterator[tuple[Entry, list[Leftove
 
 
 def _sweep(entry: Entry) -> list[Leftover]:
-    found = reap_containers(state_dir(), entry.run)  # first: it unmounts what the drivers' folders may hold
+    found = clear_containers(state_dir(), entry.run)  # first: it unmounts what the drivers' folders may hold
     with idle_context(entry.run, entry.connect) as context:
         for name in driver_names():
             try:
@@ -365,4 +466,5 @@ def _sweep(entry: Entry) -> list[Leftover]:
             found += driver.reap(entry.run)
             driver.close()
         found += context.network.close()
-    return found
+    state = run_state(entry.run)
+    return [*found, *release(state / SCRATCH), *put_back(state / KSM_NOTE)]

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
 from bench import __version__
+from bench.analysis.frames import frames
+from bench.analysis.summary import sample_of
 from bench.config import Count, Scenario, effective_toml, payload_for
 from bench.drivers.synthetic import NAME, Costs, Noise, SyntheticDriver, SyntheticSampler, World
+from bench.levels import PayloadKeys
 from bench.model import (
     GIB,
     HostFacts,
     Image,
     LaunchRecord,
+    Limits,
+    Precision,
     Record,
     RunId,
     RunInfo,
     TrialRecord,
 )
 from bench.plan import Plan, Trial, make_plan
+from bench.precision import Judge, Precise
 from bench.runner import Job, Runner, Sink
 from bench.store import RunData, RunWriter
 
@@ -45,8 +52,8 @@ class Design(Struct, frozen=True):
     @property
     def scenario(self) -> Scenario:
         return Scenario(
-            schema=1, name="selftest", title="Synthetic: no instance runs", payload="idle", rounds=self.rounds,
-            warmups=self.warmups, settle=0.0, count=Count(default=self.count),
+            schema=1, name="selftest", title="Synthetic: no instance runs", payload=PayloadKeys("idle"),
+            rounds=self.rounds, warmups=self.warmups, settle=0.0, count=Count(default=self.count),
         )  # fmt: skip
 
     @property
@@ -72,6 +79,23 @@ def measured(design: Design) -> RunData:
     sink, plan = Memory(), design.plan
     _run(design, plan, sink)
     return RunData(_info(design, plan, "done"), synthetic_host(), tuple(sink.records))
+
+
+def measured_until(design: Design, wanted: Precise, least: int) -> tuple[RunData, Precision]:
+    """The run, kept in memory and continued until it is precise, and how it ended. `least`: rounds in any case."""
+    sink, scenario = Memory(), msgspec.structs.replace(design.scenario, precise=wanted)
+    plan = make_plan(scenario, design.seed, [(NAME, profile) for profile in design.costs])
+    info = _info(design, plan, "done")
+
+    def widths() -> dict[str, float | None]:
+        tables = frames(RunData(info, synthetic_host(), tuple(sink.records)))
+        found = {one.name: sample_of(tables, one, "startup.ready", design.seed) for one in tables.series}
+        return {name: sample.estimate().width if sample else None for name, sample in found.items()}
+
+    judge = Judge(wanted, least, widths, lambda: False)
+    _run(design, plan, sink, judge.enough)
+    data = RunData(info, synthetic_host(), tuple(sink.records))
+    return data, judge.verdict(max(one.round for one in data.records if isinstance(one, TrialRecord)))
 
 
 def written(design: Design, results: Path) -> Path:
@@ -103,10 +127,19 @@ class _Quiet:
     def ended(self, record: TrialRecord) -> None: ...
 
 
-def _run(design: Design, plan: Plan, sink: Sink) -> None:
+class _Boundless:
+    """A host that is never short of anything."""
+
+    def stop(self, limits: Limits) -> None: ...
+
+    def said(self) -> str:
+        return ""
+
+
+def _run(design: Design, plan: Plan, sink: Sink, enough: Callable[[int], bool] = lambda number: False) -> None:
     world = World(design.costs, design.noise, design.seed)
     driver = SyntheticDriver(world)
-    runner = Runner(_job(design, plan, driver, SyntheticSampler(world)))
+    runner = Runner(replace(_job(design, plan, driver, SyntheticSampler(world)), enough=enough))
     runner.prepare()
     done: list[TrialRecord] = []
     runner.run(sink, done)
@@ -116,8 +149,8 @@ def _job(design: Design, plan: Plan, driver: SyntheticDriver, sampler: Synthetic
     scenario = design.scenario
     return Job(
         run=design.run, scenario=scenario, plan=plan, image=_IMAGE, payload=payload_for(scenario),
-        drivers={NAME: driver}, samplers=[sampler], progress=_Quiet(), logs="", reserve=0,
-        available=lambda: 1 << 50, cpu_seconds=driver.cpu_seconds, accelerators=lambda name: None,
+        drivers={NAME: driver}, samplers=[sampler], progress=_Quiet(), logs="", headroom=_Boundless(),
+        cpu_seconds=driver.cpu_seconds, accelerators=lambda name: None,
         shield=contextlib.nullcontext,
     )  # fmt: skip
 
