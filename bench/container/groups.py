@@ -19,7 +19,7 @@ from msgspec import Struct
 from bench.container import profile
 from bench.container.limits import WITHOUT, Settings, refuse_idle, v1_settings, v2_settings
 from bench.container.spec_records import Resources
-from bench.errors import HostError
+from bench.errors import HostError, StopError
 from bench.linux import cgroups, devices
 from bench.model import Leftover, RunId, token_of
 
@@ -288,7 +288,10 @@ def _thaw(group: Path) -> None:
 
 
 def remove_all(run: RunId, host: CgroupLayout | None = None) -> None:
-    """Kill what is left in the run's groups and remove them. For a run whose launcher is gone."""
+    """Kill what is left in the run's groups and remove them. For a run whose launcher is gone.
+
+    Raises StopError naming what even SIGKILL does not end: frozen, or held in the kernel.
+    """
     for path in leftovers(run, host):
         deadline = time.monotonic() + _REMOVE_TIMEOUT
         while (left := cgroups.pids(path)) and time.monotonic() < deadline:
@@ -296,4 +299,9 @@ def remove_all(run: RunId, host: CgroupLayout | None = None) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.005)
+        if left:
+            raise StopError(
+                f"killed and not gone: {', '.join(f'pid {pid}' for pid in left)} in {path}",
+                hint="thaw it if it is frozen, or look at /proc/PID/stack; then: bench clean",
+            )
         cgroups.remove(path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import _socket
 import gc
 import os
+import select  # part of the interpreter
 import sys
 import time
 
@@ -36,7 +37,7 @@ _GROUP_TIMEOUT = 10.0  # s; a killed process leaves its groups within millisecon
 _GO = b"g"
 _BROKEN = 70  # exit status: EX_SOFTWARE
 _FORKNOEXEC, _EXITING = 0x40, 4  # of a process's flags: forked and not yet exec'd; on its way out
-_EPERM, _SIGSYS = 1, 31
+_EPERM, _EBUSY, _SIGSYS = 1, 16, 31
 _FILTERED = ": its seccomp filter forbids a call that comes after it"
 
 
@@ -348,9 +349,24 @@ class Launcher:
 
     def _await_end(self, pid: int) -> None:
         """Reap until `pid` is among the dead. Any child: the init of a pid namespace ends after all in it, and those
-        that came in by exec are reaped by us."""
-        while pid in self.running:
-            self._note(*os.waitpid(-1, 0))
+        that came in by exec are reaped by us. Raises Failed if even SIGKILL does not end it: frozen, or held in the
+        kernel."""
+        if pid not in self.running:  # reaped before
+            return
+        deadline = time.monotonic() + _GROUP_TIMEOUT
+        end = os.pidfd_open(pid)
+        try:
+            poller = select.poll()
+            poller.register(end, select.POLLIN)
+            wait = 1
+            while pid in self.running:
+                poller.poll(wait)
+                self._collect()
+                if pid in self.running and time.monotonic() > deadline:
+                    raise Failed({"step": [f"process {pid}"], "errno": _EBUSY, "error": "is killed and does not end"})
+                wait = min(2 * wait, 50)  # ms
+        finally:
+            os.close(end)
 
     def _collect(self) -> None:
         """Reap whatever has ended: our children, and orphans of theirs that came to us."""

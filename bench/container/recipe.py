@@ -65,6 +65,7 @@ class Kitchen(Struct, frozen=True):
     hold: bool = False
     setgroups: bool = True
     reaper: bool = False  # a pid 1 of ours, which reaps and passes signals on
+    early: bool = False  # the root is mounted before a user namespace's root takes over, to whom its folders are closed
     pooled: bool = False  # each instance takes a network namespace and groups that are there already
 
 
@@ -136,6 +137,8 @@ def _began(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step]
         yield ["join_groups" if kitchen.pooled else "own_groups"]
     if spec.linux.uid_mappings:
         yield ["await_parent"]
+    if kitchen.early:
+        yield from _rooted(kitchen)
     if user_namespace:
         yield ["user", 0, 0, [] if kitchen.setgroups else None]
     if not spec.linux.new("pid"):  # others see us on our way
@@ -146,6 +149,11 @@ def _began(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step]
     if spec.linux.new("cgroup"):
         # Now that we are in our groups: the root of a cgroup namespace is the group one is in at this moment.
         yield ["unshare", syscalls.CLONE_NEWCGROUP]
+
+
+def _rooted(kitchen: Kitchen) -> Iterator[Step]:
+    yield ["own_folder"]
+    yield list(kitchen.root or ())
 
 
 def _keys_in_reach(seccomp: Seccomp | None) -> bool:
@@ -174,8 +182,8 @@ def _mounts(spec: Spec, kitchen: Kitchen, user_namespace: bool) -> Iterator[Step
         yield ["bind_root", root]
     else:
         root = OVERLAY_ROOT
-        yield ["own_folder"]
-        yield list(kitchen.root)
+        if not kitchen.early:
+            yield from _rooted(kitchen)
     yield ["pivot_own_root"] if kitchen.root == OWN_ROOT else ["pivot", root]
     if not user_namespace:  # `..` of the root leads to what is mounted over it
         yield ["drop_old_root"]

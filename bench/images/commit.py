@@ -21,7 +21,11 @@ def commit(layout: Layout, base: Descriptor, changes: Changes, name: str) -> Des
 
     Raises ImageError as `Changes.write` does.
     """
-    layer = _write_layer(layout, changes)
+    return add_layer(layout, base, _write_layer(layout, changes), name)
+
+
+def add_layer(layout: Layout, base: Descriptor, layer: Descriptor, name: str) -> Descriptor:
+    """List `base` with `layer`, a tar that is a blob already, above its own under `name`; needs the lock."""
     manifest = decode(layout.read_json(base.digest), Manifest, f"image {base.name}")
     config = _with_layer(layout.read_json(manifest.config.digest), layer.digest, f"image {base.name}")
     made = Manifest(

@@ -22,3 +22,11 @@ def last_capability() -> int:
     """The highest number this kernel knows."""
     with open("/proc/sys/kernel/cap_last_cap") as file:
         return int(file.read())
+
+
+def permitted() -> frozenset[int]:
+    """Numbers of those this process may have."""
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith("CapPrm:"))
+    mask = int(line.split()[1], 16)
+    return frozenset(number for number in NUMBERS.values() if mask >> number & 1)

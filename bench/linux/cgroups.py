@@ -76,6 +76,18 @@ def pids(path: str) -> list[int]:
     return found
 
 
+def oom_kills(path: str) -> int:
+    """How many processes of the group the OOM killer took; 0 where the group does not say."""
+    for name in ("memory.events", "memory.oom_control"):  # v2, v1
+        try:
+            with open(f"{path}/{name}") as file:
+                found = dict(line.split() for line in file)
+        except OSError:
+            continue
+        return int(found.get("oom_kill", 0))
+    return 0
+
+
 def remove(path: str, timeout: float = 5.0) -> None:
     """Remove the group and those below it. Busy ones are retried: exiting processes leave a group only when reaped.
 

@@ -52,6 +52,14 @@ def overlay_root(lower: str, options: str) -> Iterator[Op]:
     yield program.mount("overlay", OVERLAY_ROOT, "overlay", 0, data)
 
 
+def overlay_read_only(lower: str) -> Iterator[Op]:
+    """The same without a place to write, which overlay takes from no user namespace on the host's file system; an
+    empty folder above, because one layer alone is none to it."""
+    for folder in ("upper", OVERLAY_ROOT):
+        yield from program.mkdir(folder)
+    yield program.mount("overlay", OVERLAY_ROOT, "overlay", 0, f"lowerdir=upper:{lower}")
+
+
 def bind_root(path: str) -> Op:
     """The root is a folder that exists; with what is mounted below it."""
     return program.mount(path, path, "", sys.MS_BIND | sys.MS_REC)
@@ -180,8 +188,8 @@ def mask_folder(target: str, other: str | None) -> None:
 ACTIONS = {
     action.__name__: action
     for action in (
-        propagation, bind_root, overlay_root, pivot, drop_old_root, make_folder, filesystem, cgroups, propagate,
-        remount, contained, device, fifo, symlink, read_only,
+        propagation, bind_root, overlay_root, overlay_read_only, pivot, drop_old_root, make_folder, filesystem,
+        cgroups, propagate, remount, contained, device, fifo, symlink, read_only,
     )
 }  # fmt: skip
 """By name, as a recipe's steps call them."""
