@@ -15,7 +15,8 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ import msgspec
 from bench import __version__
 from bench.errors import BenchError
 from bench.linux import cgroups, procfs, syscalls
-from bench.model import HostFacts
+from bench.model import HostFacts, RunId, token_of
 from bench.process import run
 
 log = logging.getLogger(__name__)
@@ -216,16 +217,17 @@ _GROUPS = 256
 _NETWORKS = 32
 
 
-def measure_floor_costs(facts: HostFacts) -> HostFacts:
+def measure_floor_costs(facts: HostFacts, run: RunId) -> HostFacts:
     """`facts` with the kernel memory of one empty memory cgroup and of one empty network namespace.
 
-    Makes some of each for an instant and removes them again. As root only; what can't be measured stays None.
+    Makes some of each for an instant and removes them again; the groups among those of `run`, where they are found if
+    this process is killed meanwhile. As root only; what can't be measured stays None.
     """
     if not facts.root:
         return facts
     return msgspec.structs.replace(
         facts,
-        empty_memcg_bytes=_cost(_memory_groups, _GROUPS),
+        empty_memcg_bytes=_cost(partial(_memory_groups, f"bench-{token_of(run)}"), _GROUPS),
         empty_netns_bytes=_cost(_network_namespaces, _NETWORKS),
     )
 
@@ -268,22 +270,25 @@ def _kernel_memory() -> int | None:
 
 
 @contextmanager
-def _memory_groups(count: int) -> Iterator[None]:
-    """`count` empty groups below one whose name nobody else has."""
+def _memory_groups(top: str, count: int) -> Iterator[None]:
+    """`count` empty groups below `top`, in a folder whose name nobody else has; `top` stays if others use it."""
     old, unified = cgroups.current_mounts()
     mount = old.get("memory") or unified
     if mount is None:
         raise FileNotFoundError("no memory cgroups here")
-    parent = f"{mount}/bench-floor-{secrets.token_hex(3)}"
+    parent = f"{mount}/{top}/floor-{secrets.token_hex(3)}"
     try:
-        os.mkdir(parent)
+        os.makedirs(parent)
         if "memory" not in old:  # v2: a group counts memory only if its parent hands the controller down
+            cgroups.write(f"{mount}/{top}/cgroup.subtree_control", "+memory")
             cgroups.write(f"{parent}/cgroup.subtree_control", "+memory")
         for number in range(count):
             os.mkdir(f"{parent}/{number}")
         yield
     finally:
         cgroups.remove(parent)
+        with suppress(OSError):  # others of the run are in it, or it never was
+            os.rmdir(f"{mount}/{top}")
 
 
 @contextmanager

@@ -7,7 +7,6 @@ process of its own, as a user starts it; memory is its peak resident set.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from msgspec.structs import replace
 
 from bench.drivers.synthetic import Costs
 from bench.model import NoteRecord
+from bench.process import run
 from bench.store import RunData, RunWriter, read_run
 from bench.verbs.synthetic import Design, measured
 
@@ -44,17 +44,27 @@ class Cost(NamedTuple):
     memory: int  # bytes, peak resident set
 
 
+_MEASURE = """
+import os, sys, time
+began = time.monotonic()
+quiet = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
+pid = os.posix_spawn(sys.executable, sys.argv[1:], os.environ, file_actions=quiet)
+_, status, usage = os.wait4(pid, 0)
+print(status, time.monotonic() - began, usage.ru_maxrss)
+"""
+
+
 def cost(*words: str) -> Cost:
-    """Run `bench WORDS`. Raises RuntimeError if it fails."""
-    began = time.monotonic()
-    pid = os.posix_spawn(
-        sys.executable, [sys.executable, "-m", "bench", *words], os.environ,
-        file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)],
-    )  # fmt: skip
-    _, status, usage = os.wait4(pid, 0)
-    if status:
+    """Run `bench WORDS`. Raises RuntimeError if it fails.
+
+    By way of a small process: the peak of a child begins with that of the process it is spawned by, and ours has held a
+    million readings.
+    """
+    argv = [sys.executable, "-I", "-c", _MEASURE, sys.executable, "-m", "bench", *words]
+    status, seconds, kibibytes = run(argv, timeout=300).stdout.split()
+    if status != "0":
         raise RuntimeError(f"bench {' '.join(words)} failed: {status}")
-    return Cost(time.monotonic() - began, usage.ru_maxrss * 1024)
+    return Cost(float(seconds), int(kibibytes) * KIB)
 
 
 def made(results: Path, readings: int) -> Path:
@@ -83,11 +93,11 @@ def counted(data: RunData) -> int:
 def bounds(readings: int) -> Sequence[Bound]:
     with tempfile.TemporaryDirectory(prefix="bench-analysis-") as folder:
         began = time.monotonic()
-        run = made(Path(folder), readings)
-        size = (run / "trials.jsonl").stat().st_size
-        print(f"made {counted(read_run(run)):,} readings, {size / MIB:.0f} MiB, in {time.monotonic() - began:.0f} s")
+        place = made(Path(folder), readings)
+        size = (place / "trials.jsonl").stat().st_size
+        print(f"made {counted(read_run(place)):,} readings, {size / MIB:.0f} MiB, in {time.monotonic() - began:.0f} s")
         page = Path(folder, "report.html")
-        show, report = cost("show", str(run)), cost("report", str(run), "-o", str(page))
+        show, report = cost("show", str(place)), cost("report", str(place), "-o", str(page))
         return (
             Bound("bench show, time", show.seconds, 5, "s"),
             Bound("bench report, time", report.seconds, 20, "s"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from bench.config import BUILTIN_PAYLOADS, DEFAULT_PROFILE, SETTINGS
+from bench.config import BUILTIN_PAYLOADS, DEFAULT_PROFILE, PROFILES, SETTINGS
 from bench.container.groups import layout
 from bench.drivers.base import Driver
 from bench.drivers.context import RunContext
@@ -22,6 +25,17 @@ from bench.paths import cache_dir
 from tests.integration.traces import traces
 
 _tokens = iter(f"t{number:05d}" for number in range(os.getpid() % 1000 * 100, 99_999))
+
+
+@pytest.fixture
+def own_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A state folder for programs that a test starts, apart from all others'; short: socket paths end at 108 bytes."""
+    with tempfile.TemporaryDirectory(prefix="bench-state-", dir="/var/tmp") as name:
+        Path(name).chmod(0o755)
+        monkeypatch.setenv("BENCH_STATE", name)
+        yield Path(name)
+        if os.listdir(name):  # a test that failed: without its state folder nobody could find what is left
+            subprocess.run([sys.executable, "-m", "bench", "clean"], check=False, timeout=120)
 
 
 @pytest.fixture
@@ -65,16 +79,17 @@ def make_spec(context: RunContext, tmp_path: Path) -> Callable[..., InstanceSpec
 
     def make(driver: str, payload: str = "idle", settings: Settings | None = None, **changes: object) -> InstanceSpec:
         driver, _, profile = driver.partition(":")
+        profile = profile or DEFAULT_PROFILE[driver]
         memory = 256 * MIB if driver == "vm" else 64 * MIB
         spec = InstanceSpec(
             run=context.run,
             driver=driver,
-            profile=profile or DEFAULT_PROFILE[driver],
+            profile=profile,
             number=next(numbers),
             image=context.images.resolve("default"),
             payload=BUILTIN_PAYLOADS[payload],
             limits=Limits(memory=memory, cpus=1.0, pids=64),
-            settings=settings or SETTINGS[driver](),
+            settings=settings or msgspec.convert(PROFILES[f"{driver}:{profile}"], SETTINGS[driver]),
             logs=str(tmp_path),
         )
         return msgspec.structs.replace(spec, **changes)

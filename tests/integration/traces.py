@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from bench.model import RunId, token_of
@@ -12,6 +13,13 @@ def traces(run: RunId) -> list[str]:
     """`kind name` of processes, mounts, cgroups, network devices, files in /var/lib/bench and /run."""
     token = token_of(run)
     return [*_processes(token), *_mounts(token), *_cgroups(token), *_netdevs(token), *_files(token), *_loops(token)]
+
+
+def untold(temporary: Path) -> list[str]:
+    """What a program of ours left that carries no run's token: in its folder for temporary files, or as a group."""
+    groups = [path for top in Path("/sys/fs/cgroup").iterdir() for path in top.glob("bench*")]
+    strange = [path for path in groups if not re.fullmatch("bench-[a-z0-9]{6}", path.name)]
+    return [*(f"file {path}" for path in temporary.iterdir()), *(f"cgroup {path}" for path in strange)]
 
 
 def _processes(token: str) -> list[str]:

@@ -19,7 +19,7 @@ from bench.errors import UsageError
 from bench.model import MIB, Limits, TrialRecord
 from bench.store import RunData
 from bench.verbs.compare import compare_runs, parse_thresholds
-from tests.unit.fabricated import TRUTHS, host, info, run_data
+from tests.unit.fabricated import KIB, TRUTHS, host, info, run_data
 from tests.unit.test_analysis import edited
 from tests.unit.test_store import written
 
@@ -163,6 +163,28 @@ def test_other_software_is_noted(base: Side) -> None:
     assert not found.incomplete
     assert "kernel: 6.1.0-fake in A, 6.9 in B" in found.notes
     assert any(note.startswith("hostname") for note in found.notes)
+
+
+def test_memory_is_not_comparable_with_a_host_that_remembers_a_crowd(base: Side) -> None:
+    crowded = side(2, empty_memcg_bytes=1200 * KIB)
+    there, back = compare(base, crowded, {}), compare(crowded, base, {})
+    for found in (there, back):
+        refused = {row.metric for row in found.rows if row.verdict == "not comparable"}
+        assert refused == {"memory.marginal", "memory.residual", "memory.kernel", "memory.cgroup"}
+        assert all("an empty memory cgroup cost" in row.why for row in found.rows if row.metric in refused)
+        assert found.incomplete, "exit 5"
+
+
+def test_what_an_empty_group_costs_is_nothing_beside_a_large_instance() -> None:
+    truth = changed(TRUTHS[2], driver="container")
+    found = compare(side(1, truth=truth), side(2, truth=truth, empty_memcg_bytes=1200 * KIB), {})
+    assert not found.incomplete
+
+
+def test_a_cost_that_only_one_run_measured_is_noted(base: Side) -> None:
+    found = compare(base, side(2, empty_memcg_bytes=None), {})
+    assert not found.incomplete
+    assert "what an empty memory cgroup costs was measured in A only" in found.notes
 
 
 def test_other_sizes_are_not_comparable(base: Side) -> None:

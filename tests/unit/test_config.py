@@ -57,7 +57,7 @@ def test_density_is_what_the_issue_asks_for() -> None:
     density = load_scenario(DENSITY)
     assert density.drivers == ("process:default", "container:default", "vm:stock")
     assert [density.count_for(driver) for driver in SETTINGS] == [64, 64, 8]
-    assert (density.rounds, density.payload, density.limits.memory) == (3, "httpd", 256 * MIB)
+    assert (density.rounds, density.payload.name, density.limits.memory) == (3, "httpd", 256 * MIB)
     assert settings_for(density, "vm", "stock") == VmSettings(machine="q35", disk=128 * MIB)
 
 
@@ -106,6 +106,10 @@ def test_numbers_of_seconds_and_bytes_are_taken_as_they_are(tmp_path: Path) -> N
 WRONG = {
     "unknown key": ("round = 3", "round: unknown key 'round', did you mean 'rounds'?"),
     "unknown key in a table": ("[count]\nvms = 3", "count.vms: unknown key 'vms', did you mean 'vm'?"),
+    "blocks of another disk": (
+        "[vm]\nstorage = 'reflink'\n[scratch]\nfilesystem = 'xfs'",
+        'vm.storage: "reflink" does not go with scratch.filesystem',
+    ),
     "unknown settings key": ("[vm]\nstorag = 'copy'", "vm.storag: unknown key 'storag', did you mean 'storage'?"),
     "settings of a driver without": ("[process]\nnetwork = 'none'", "process.network: process has no keys"),
     "unknown key of a payload": (
@@ -334,7 +338,7 @@ def test_shipped_scenarios_go_by_their_own_name_and_ask_their_own_question() -> 
     assert {startup.count_for(driver) for driver in SETTINGS} == {1}, "launches alone on the host"
     assert startup.rounds >= 20
     assert startup.warmups >= 1, "the first launch after another driver's is not warm"
-    assert memory.payload == disk.payload == "idle"
+    assert memory.payload.name == disk.payload.name == "idle"
     assert memory.settle > shipped["density"].settle
     storages = {getattr(settings_for(disk, *target), "storage", None) for target in disk.targets()}
     assert storages == {None, "overlay", "copy", "qcow2-backing"}

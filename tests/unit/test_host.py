@@ -13,9 +13,10 @@ import pytest
 
 from bench import host
 from bench.errors import CommandError
-from bench.model import GIB, MIB, Completed, HostFacts
+from bench.model import GIB, MIB, Completed, HostFacts, RunId
 
 DATA = Path(__file__).parent / "data/host"
+RUN = RunId("20261124-000000-test-abc123")
 
 
 def test_hybrid() -> None:
@@ -176,4 +177,4 @@ def test_cost_that_can_not_be_measured_is_none(monkeypatch: pytest.MonkeyPatch) 
 
 def test_floor_costs_are_left_alone_without_root() -> None:
     facts = msgspec.structs.replace(host.host_facts(DATA / "hybrid"), root=False)
-    assert host.measure_floor_costs(facts) == facts
+    assert host.measure_floor_costs(facts, RUN) == facts

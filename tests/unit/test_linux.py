@@ -60,7 +60,7 @@ def test_the_child_imports_next_to_nothing() -> None:
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
     allowed = {
         "__future__", "_collections_abc", "_ctypes", "_socket", "_stat", "_struct", "bench", "ctypes", "errno", "gc",
-        "genericpath", "os", "posixpath", "stat", "struct", "types",
+        "genericpath", "os", "posixpath", "select", "stat", "struct", "types",
     }  # fmt: skip
     assert set(done.stdout.split()) <= allowed
 
@@ -100,6 +100,20 @@ def test_a_mark_in_a_last_line_without_newline_counts_when_the_stream_ends() -> 
         assert stream.wait("ready", 5)
 
 
+def test_a_mark_may_come_with_what_to_do() -> None:
+    read, write = os.pipe()
+    done: list[str] = []
+    with LineHub() as hub:
+        stream = hub.watch(
+            read, marks={"never": lambda: done.append("never"), "up": None, "end": lambda: done.append("end")}
+        )
+        os.write(write, b"up\nthe end\nthe end\nlast\n")
+        os.close(write)
+        assert stream.wait_end(5)
+    assert stream.stamp("up") is not None
+    assert done == ["end"], "once"
+
+
 def test_closing_the_hub_ends_its_thread_and_closes_descriptors() -> None:
     before = threading.active_count()
     read, write = os.pipe()
@@ -112,3 +126,13 @@ def test_closing_the_hub_ends_its_thread_and_closes_descriptors() -> None:
     with pytest.raises(BrokenPipeError):
         os.write(write, b"x")
     os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("memory.events", "low 0\noom 3\noom_kill 2\n"), ("memory.oom_control", "oom_kill_disable 0\noom_kill 2\n")],
+)
+def test_whom_the_oom_killer_took_is_counted_by_the_group(tmp_path: Path, name: str, text: str) -> None:
+    assert cgroups.oom_kills(str(tmp_path)) == 0
+    (tmp_path / name).write_text(text)
+    assert cgroups.oom_kills(str(tmp_path)) == 2

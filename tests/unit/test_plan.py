@@ -83,3 +83,11 @@ def test_estimate_follows_the_settings() -> None:
     assert estimate(plan, forced, accelerator="kvm").seconds == estimate(plan, forced).seconds
     half = msgspec.structs.replace(small, limits=msgspec.structs.replace(small.limits, cpus=0.5))
     assert estimate(plan, half).seconds > estimate(plan, small).seconds
+
+
+def test_estimate_counts_copies_of_a_large_image() -> None:
+    shared = scenario(drivers=("container:default",), default=100)
+    copied = scenario(drivers=("container:copy",), default=100)
+    small, large = (estimate(make_plan(one, 1), one, image=GIB).disk for one in (shared, copied))
+    assert small < 10 * GIB
+    assert 100 * GIB < large < 110 * GIB

@@ -108,6 +108,23 @@ def test_runs_are_asked_together(capsys: Capture, results: Path) -> None:
     assert joined == {"metrics": 10, "limiter": "count"}
 
 
+def test_effective_keys_are_labels_of_every_reading(capsys: Capture, tmp_path: Path, data: RunData) -> None:
+    """A key that one of two runs had otherwise tells their readings apart."""
+    driver, profile = next((one.driver, one.profile) for one in data.records if isinstance(one, StepRecord))
+    for number, thp in enumerate((True, False)):
+        settings = {f"{driver}:{profile}": {"thp": thp, "tb_cache": 8 << 20, "memory": None}}
+        run = RunId(f"2021010{number + 1}-000000-density-aaaaa{number}")
+        written(tmp_path, msgspec.structs.replace(data, info=info(run=run, settings=settings)))
+    found = asked(
+        capsys,
+        "select k.thp, k.tb_cache, k.memory, count(*) as n from readings r "
+        "left join (pivot keys on key using any_value(value)) k using (run, driver, profile) group by all order by all",
+        tmp_path,
+    )
+    count = sum(len(one.readings) for one in data.records if isinstance(one, StepRecord) and one.driver == driver)
+    assert found == [{"thp": thp, "tb_cache": "8388608", "memory": None, "n": count} for thp in ("false", "true")]
+
+
 def test_the_summary_is_a_table(capsys: Capture, results: Path, data: RunData) -> None:
     found = asked(capsys, f"select median from summary where metric = 'memory.marginal' and run = '{RUN}'", results)
     expected = next(row.median for row in summarise(data).summary if row.metric == "memory.marginal")

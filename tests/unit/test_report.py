@@ -16,7 +16,8 @@ from bench import process
 from bench.analysis import Estimate, resampling
 from bench.errors import ResultsError
 from bench.model import LaunchRecord, NoteRecord, Outcome, StepRecord, TrialRecord
-from bench.report import build_report, format, render
+from bench.report import format
+from bench.report.build import build_report, render
 from bench.report.figures import disk, memory, startup
 from bench.store import RunData
 from tests.unit.fabricated import TRUTHS, host, info, run_data
@@ -150,7 +151,8 @@ def test_the_answer_is_made_from_the_numbers(page: str) -> None:
 
 def test_sections_come_in_order(page: str) -> None:
     order = ["headline", "figure-memory", "figure-startup", "figure-startup-n", "figure-disk", "figure-phases",
-             "figure-capacity", "summary", "doubts", "trials", "host", "drivers", "method", "again"]  # fmt: skip
+             "figure-capacity", "summary", "disk-taken", "reconciled", "doubts", "trials", "host", "drivers", "method",
+             "again"]  # fmt: skip
     places = [page.index(f'<h2 id="{name}"') for name in order]
     assert places == sorted(places)
 

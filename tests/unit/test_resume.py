@@ -13,13 +13,14 @@ from click.testing import CliRunner
 
 from bench.cli import cli
 from bench.config import Scenario, effective_toml, payload_for, with_options
-from bench.errors import UsageError
+from bench.errors import HostError, UsageError
 from bench.model import LaunchRecord, Outcome, Record, RunInfo, StepRecord, TeardownRecord, TrialRecord
 from bench.plan import Plan, make_plan
 from bench.runner import Runner
 from bench.store import ResumedWriter, RunWriter, find_run, list_runs, read_info, read_past, read_run, writer
 from bench.store.resume import REDONE, finished
-from bench.verbs import resume
+from bench.verbs import resume, session
+from bench.verbs.interrupts import Interrupts
 from bench.verbs.registry import Entry, registered
 from bench.verbs.run import Options
 from bench.verbs.same import require_same_accelerators, require_same_host
@@ -111,6 +112,15 @@ def test_killed_after_any_record_or_within_it_a_run_goes_on_to_the_same_records(
             assert b"".join(redone) == b"".join(lines[there - under_way : there]), "what it had measured is not lost"
             assert (path / REDONE).exists() == bool(under_way)
             shutil.rmtree(path.parent)
+
+
+def test_killed_while_a_file_was_replaced(tmp_path: Path) -> None:
+    whole = undisturbed(tmp_path)
+    expected = said(read_run(whole).records)
+    (whole / ".run.json.123.tmp").write_bytes(b'{"run":')
+    resumed(tmp_path, whole)
+    assert said(read_run(whole).records) == expected
+    assert not list(whole.glob(".*"))
 
 
 def test_killed_again_while_it_goes_on(tmp_path: Path) -> None:
@@ -262,6 +272,20 @@ def test_a_run_that_is_alive_is_refused(cut_short: Path) -> None:
             with pytest.raises(UsageError, match=r"abc123 is alive \(pid 1234\)"):
                 refused()
     assert ask(cut_short).plan.trials
+
+
+def test_what_the_dead_process_changed_is_put_back_before_the_host_is_compared(
+    cut_short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have switched KSM on, which a run must find as it was when it began."""
+    order: list[str] = []
+    before = read_past(cut_short).host
+    monkeypatch.setattr(session, "bury", lambda run: order.append(f"bury {run}"))
+    monkeypatch.setattr(session, "host_facts", lambda: msgspec.structs.replace(before, ksm=not order))
+    monkeypatch.setattr(session, "supports", lambda *_: (_ for _ in ()).throw(HostError("far enough")))
+    with pytest.raises(HostError, match="far enough"):
+        session.run(ask(cut_short), fakes.Recorder(fakes.FakeDriver()), Interrupts())
+    assert order == [f"bury {fakes.RUN}"]
 
 
 def test_a_dead_run_s_connection_is_taken_again(cut_short: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.errors import HostError, Interrupted
+from bench.errors import HostError, Interrupted, ResultsError
 from bench.model import (
     Footprint,
     InstanceSpec,
     LaunchRecord,
     Outcome,
     Reading,
+    Record,
     StepRecord,
     TeardownRecord,
     TrialRecord,
@@ -118,6 +119,23 @@ def test_dead_instances_fail_the_step(run: Run, driver: fakes.FakeDriver, record
     assert (trial.outcome, trial.limiter) == (Outcome.FAILED, "died")
     assert "abc123-c2" in trial.evidence
     assert [step.n for step in recorder.of(StepRecord)] == [0]
+
+
+def test_records_that_can_not_be_written_leave_no_instance(
+    run: Run, driver: fakes.FakeDriver, recorder: fakes.Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = fakes.Recorder.append
+
+    def full(self: fakes.Recorder, record: Record) -> None:
+        if len(self.records) > 6:
+            raise ResultsError("no room")
+        plain(self, record)
+
+    monkeypatch.setattr(fakes.Recorder, "append", full)
+    with pytest.raises(ResultsError, match="no room"):
+        run()
+    assert len([event for event in driver.events if event.startswith("launch")]) > 2
+    assert not driver.alive, "each is ended, though nobody can be told"
 
 
 def test_an_interruption_keeps_records_and_leaves_nothing(

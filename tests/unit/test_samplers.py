@@ -19,6 +19,8 @@ from bench.samplers.disk import DiskSampler
 from bench.samplers.harness import HarnessSampler
 from bench.samplers.host import HostSampler
 from bench.samplers.memory import MemorySampler
+from bench.samplers.scratch import ScratchSampler
+from tests.unit.guests import guest
 
 HYBRID = Path(__file__).parent / "data/host/hybrid"
 
@@ -336,10 +338,16 @@ def test_every_reading_is_in_the_glossary_with_its_unit(tmp_path: Path) -> None:
     footprint = Footprint("x", (os.getpid(),), {key: str(tmp_path / path[1:]) for key, path in groups.items()})
     readings = [reading for sampler in default_samplers(list) for reading in sampler.read([footprint])]
     readings += HostSampler(HYBRID).read([])  # pressure, where this kernel has none
+    readings += MemorySampler(tmp_path).read([guest(tmp_path)])
+    put(tmp_path / "proc/self/mountinfo", f"31 1 7:0 / {tmp_path}/mnt rw - ext4 /dev/loop0 rw")
+    (tmp_path / "mnt").mkdir()
+    readings += ScratchSampler(tmp_path, tmp_path / "proc", lambda point: None).read([])
     for reading in readings:
         assert (METRICS[reading.metric].unit, METRICS[reading.metric].kind) == (reading.unit, "raw")
     emitted = {reading.metric for reading in readings}
-    assert emitted == {name for name, metric in METRICS.items() if metric.kind == "raw"}
+    others = {name for name in METRICS if name.startswith(("cold.", "host.ksm.", "service."))}  # no sampler's
+    assert not emitted & others
+    assert emitted | others == {name for name, metric in METRICS.items() if metric.kind == "raw"}
 
 
 def test_names_are_those_of_the_contract() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import msgspec
 import pytest
 
 from bench import process
-from bench.analysis import headline, summarise
+from bench.analysis import frames, headline, summarise
 from bench.errors import ResultsError
 from bench.model import SCHEMA, HostFacts, NoteRecord, RunId, to_json
 from bench.store import RunData, RunWriter, find_run, give_to_caller, list_runs, migrations, read_info, read_run, reader
@@ -100,7 +101,7 @@ def test_a_folder_of_version_1_is_read(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     back = read_run(tmp_path)
     assert isinstance(back.host, HostFacts)
-    assert back.info.schema == 1
+    assert back.info.schema == SCHEMA, "brought up to date"
     assert [record.text for record in back.records if isinstance(record, NoteRecord)] == ["old"]
 
 
@@ -128,6 +129,29 @@ def test_a_run_is_written_once(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("at_once", [1, 700, 5_000])
+def test_records_do_not_depend_on_how_much_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    data = run_data(rounds=1)
+    trials = written(tmp_path, data) / "trials.jsonl"
+    lines = trials.read_bytes().splitlines(keepends=True)
+    monkeypatch.setattr(reader, "_AT_ONCE", at_once)
+    assert read_run(trials.parent).records == data.records
+    trials.write_bytes(b"".join(lines)[:-1])
+    assert read_run(trials.parent).records == data.records, "only the end of the last line is missing"
+    for torn in (b"".join(lines[:20]) + lines[20][:30], b"".join(lines)[:-9]):
+        trials.write_bytes(torn)
+        back = read_run(trials.parent)
+        assert back.records == data.records[: len(back.records)]
+        assert len(back.records) == torn.count(b"\n")
+        assert "torn" in back.warnings[0]
+    for place in (0, 20, len(lines) - 1):
+        trials.write_bytes(b"".join((*lines[:place], b"\n", *lines[place:])))
+        with pytest.raises(ResultsError, match=f"jsonl:{place + 1}:"):
+            read_run(trials.parent)
+
+
 def test_results_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ResultsError, match="file") as caught, RunWriter(tmp_path / "file" / "results", info(), host()):
@@ -142,13 +166,26 @@ def test_a_full_disk_is_one_clear_error() -> None:
 
 def _append_to(device: Path) -> None:
     writer = RunWriter(Path(), info(), host())
-    with device.open("ab") as file:
+    with device.open("ab", buffering=0) as file:
         writer._file = file
+        writer.append(NOTE)  # closing has nothing left to write, and so nothing to fail with
+
+
+def test_a_line_that_does_not_fit_is_not_torn(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunWriter(tmp_path, info(), host()) as kept:
+        kept.append(NOTE)
+        trials = kept.path / "trials.jsonl"
+        whole = trials.read_bytes()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, limit[1]))  # room for a part of the next
         try:
-            writer.append(NOTE)
+            with pytest.raises(ResultsError, match="File too large"):
+                kept.append(NOTE)
         finally:
-            with pytest.raises(OSError, match="No space"):
-                file.close()
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert trials.read_bytes() == whole
+        kept.append(NOTE)
+    assert read_run(kept.path).records == (NOTE, NOTE)
 
 
 def test_find_run_takes_what_people_type(tmp_path: Path) -> None:
@@ -266,8 +303,14 @@ def test_the_sample_of_a_version_gives_the_numbers_it_gave(version: int) -> None
     assert [row.accelerator for row in headline(summarise(data), data)] == [None, "tcg"]
 
 
+def test_samples_say_what_was_varied() -> None:
+    """Version 1 had no conditions; the sample of version 2 has one for its containers."""
+    conditions = [{one.condition for one in frames(read_run(SAMPLES / name)).series} for name in ("v1", "v2")]
+    assert conditions == [{""}, {"", "payload.touch_mib=16"}]
+
+
 def test_an_older_version_is_brought_up_to_date_as_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A planted version 2 that calls `level` of a note `weight`, and `hostname` in capitals: in file and in lines."""
+    """A planted next version: it calls `level` of a note `weight`, and `hostname` in capitals, in file and in lines."""
     (old := tmp_path / "old").mkdir()
     for name, text in OLD.items():
         (old / name).write_text(text.replace('"level"', '"weight"'))
@@ -278,8 +321,8 @@ def test_an_older_version_is_brought_up_to_date_as_it_is_read(tmp_path: Path, mo
 
     with pytest.raises(ResultsError, match="level"):
         read_run(old)
-    monkeypatch.setattr(reader, "SCHEMA", 2)
-    monkeypatch.setattr(migrations, "STEPS", {1: step})
+    monkeypatch.setattr(reader, "SCHEMA", SCHEMA + 1)
+    monkeypatch.setattr(migrations, "STEPS", {**migrations.STEPS, SCHEMA: step})
     data = read_run(old)
     assert data.host.hostname == "FABRICATED"
     assert [(record.text, record.level) for record in data.records if isinstance(record, NoteRecord)] == [
