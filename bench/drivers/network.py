@@ -1,7 +1,9 @@
 """The networks of one run, shared by every driver that gives its instances an address.
 
-Its own network spreads over as many bridges as needed: one gets 500 instances. The subnets come from 198.18.0.0/15,
-which RFC 2544 sets aside for benchmarks: no user's network is there. Networks with a subnet of the user's choice come
+Its own network spreads over as many bridges as needed: one gets 64 instances. A question for an address (ARP) goes to
+every port of a bridge, and wakes every guest there: with 500 clones on each of two bridges, emulated, one question cost
+3 s of two processors. The subnets come from 198.18.0.0/15, which RFC 2544 sets aside for benchmarks: no user's network
+is there. Networks with a subnet of the user's choice come
 beside it; one network does not reach another unless told to.
 """
 
@@ -22,7 +24,9 @@ from bench.model import Leftover, RunId, token_of
 log = logging.getLogger(__name__)
 
 POOL = ipaddress.IPv4Network("198.18.0.0/15")
-PREFIX = 20  # eight times a bridge's ports: an address freed is not used again soon
+PORTS = 64
+"""Instances on one bridge of the run's own network."""
+PREFIX = 23  # eight times a bridge's ports: an address freed is not used again soon
 OWN = "bridge"
 """Name of the run's own network."""
 _NEIGHBOURS = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
@@ -37,7 +41,7 @@ def free_subnet(used: Iterable[ipaddress.IPv4Network]) -> ipaddress.IPv4Network 
 class RunNetwork:
     """Building one acquires nothing; `close` removes all that was made, whoever made it."""
 
-    def __init__(self, run: RunId, ports: int = interfaces.PORTS) -> None:
+    def __init__(self, run: RunId, ports: int = PORTS) -> None:
         self.run = run
         self._ports = ports
         self._prefix = f"{OURS}{token_of(run)}br"
@@ -100,9 +104,9 @@ class RunNetwork:
             subnet = free_subnet(interfaces.routed())
             if subnet is None:
                 raise AddressesError(f"every /{PREFIX} of {POOL} is in use here", hint="bench clean; ip route")
-            return self._make(subnet)
+            return self._make(subnet, self._ports)
 
-    def _make(self, subnet: ipaddress.IPv4Network) -> Bridge:
+    def _make(self, subnet: ipaddress.IPv4Network, ports: int) -> Bridge:
         name = f"{self._prefix}{self._made}"
         try:
             index = interfaces.make_bridge(name, str(subnet[1]), subnet.prefixlen)
@@ -111,7 +115,7 @@ class RunNetwork:
                 f"{error.filename}: {error.strerror}", hint="needs root and the bridge module: modprobe bridge"
             ) from error
         self._made += 1
-        return Bridge(name, subnet, index, self._ports)
+        return Bridge(name, subnet, index, ports)
 
     # --- networks of the user's choice -----------------------------------------------------------------------------
 
@@ -121,7 +125,7 @@ class RunNetwork:
             if network_name(name) in self._networks:
                 raise UsageError(f"there is a network {name!r} already")
             with interfaces.alone():
-                bridge = self._make(parse_subnet(subnet, interfaces.routed(), count))
+                bridge = self._make(parse_subnet(subnet, interfaces.routed(), count), interfaces.PORTS)
             made = Network(name, lambda: _refuse(name, bridge))
             made.bridges.append(bridge)
             self._networks[name] = made

@@ -18,6 +18,7 @@ import pytest
 
 from bench.container.netpool import NamespacePool, holder_name, reap_pool
 from bench.container.network import Endpoint, parse_publication
+from bench.drivers import network as run_network
 from bench.drivers.network import RunNetwork, netdevs
 from bench.errors import HostError, UsageError
 from bench.linux import interfaces, netlink, nftables
@@ -527,7 +528,7 @@ def test_a_failing_request_of_a_batch_is_named(lab: Lab) -> None:
 @pytest.mark.slow
 def test_more_instances_than_a_bridge_has_ports(lab: Lab, run: RunId) -> None:
     """1,030 interfaces over three bridges; the first and the last reach each other."""
-    with network_of(run) as network, _crowded(lab, network, 1030) as (ends, first, last):
+    with network_of(run, interfaces.PORTS) as network, _crowded(lab, network, 1030) as (ends, first, last):
         bridges = [end.bridge for end in ends]
         assert [bridges.count(name) for name in sorted(set(bridges))] == [interfaces.PORTS, interfaces.PORTS, 30]
         assert asked(first, last, (ends[-1].address, 80)) == ends[0].address
@@ -536,8 +537,9 @@ def test_more_instances_than_a_bridge_has_ports(lab: Lab, run: RunId) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(BACKLOG != 1000, reason="net.core.netdev_max_backlog is not 1000, the kernel's own value")
-def test_why_no_bridge_is_filled_up(lab: Lab, run: RunId) -> None:
+def test_why_no_bridge_is_filled_up(lab: Lab, run: RunId, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a full one the instances can't find their gateway; and the kernel refuses one port more."""
+    monkeypatch.setattr(run_network, "PREFIX", 20)
     count = interfaces.PORTS_MOST
     with network_of(run, count) as network, _crowded(lab, network, count) as (ends, first, _):
         assert len({end.bridge for end in ends}) == 1
