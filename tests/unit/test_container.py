@@ -123,7 +123,7 @@ def test_shares_become_weights() -> None:
 
 def test_the_first_free_subnet_is_taken() -> None:
     used = [ipaddress.IPv4Network("198.18.0.0/24"), ipaddress.IPv4Network("10.0.0.0/8")]
-    assert free_subnet(used) == ipaddress.IPv4Network(f"198.18.16.0/{PREFIX}")
+    assert free_subnet(used) == ipaddress.IPv4Network(f"198.18.2.0/{PREFIX}")
     assert free_subnet([ipaddress.IPv4Network("198.16.0.0/12")]) is None
 
 
