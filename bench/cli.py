@@ -151,13 +151,18 @@ def show(run: str, results: Path, as_json: bool) -> int:
 
 @cli.command(epilog=EXIT_CODES)
 @click.argument("run")
+@click.argument("beside", nargs=-1)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="[default: reports/RUN.html]")
 @_results
-def report(run: str, output: Path | None, results: Path) -> int:
-    """Write RUN as one HTML file that opens offline, and print its path."""
+def report(run: str, beside: tuple[str, ...], output: Path | None, results: Path) -> int:
+    """Write RUN as one HTML file that opens offline, and print its path.
+
+    BESIDE: other runs of the same host (isolation, neighbours, density): what they hold is set against RUN's, density
+    and start-up against each axis of isolation.
+    """
     from bench.verbs.show import write_report
 
-    click.echo(write_report(run, results, output))
+    click.echo(write_report(run, results, output, beside))
     return 0
 
 

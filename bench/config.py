@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from bench.errors import ConfigError, UsageError
 from bench.flight import Launch
-from bench.levels import GUEST_NEEDS, MOST_TOUCHED, PayloadKeys, Reserve, Service, ToLimit
+from bench.levels import GUEST_NEEDS, MOST_TOUCHED, RAISED, Neighbours, PayloadKeys, Reserve, Service, ToLimit
 from bench.model import (
     GIB,
     MIB,
@@ -137,7 +137,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     schema: Literal[1]
     name: str
     title: str = ""
-    kind: Literal["ramp", "battery"] = "ramp"  # what a trial is: instances up to a number, or attacks from inside two
+    kind: Literal["ramp", "battery", "neighbours"] = "ramp"  # a trial: a ramp, attacks, loads next door
     drivers: tuple[str, ...] = ("process", "container", "vm")
     image: str = "default"
     payload: PayloadKeys = PayloadKeys()
@@ -153,6 +153,8 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     steps: tuple[int, ...] = ()  # numbers alive to sample at, beside 0 and the last; the plan's own if empty
     count: Count = Count()
     limits: Limits = Limits()
+    raised: Limits = RAISED
+    neighbours: Neighbours = Neighbours()
     reserve: Reserve = Reserve()
     to_limit: ToLimit = ToLimit()
     service: Service = Service()
@@ -289,6 +291,12 @@ _NUMBERS: Mapping[str, _Number] = {
     "limits.memory": _Number("size", 4 * MIB, 16 << 40),
     "limits.cpus": _Number("number", 0.01, 1024.0),
     "limits.pids": _Number("count", 1, 1 << 22),
+    "raised.memory": _Number("size", 4 * MIB, 16 << 40),
+    "raised.cpus": _Number("number", 0.01, 1024.0),
+    "raised.pids": _Number("count", 1, 1 << 22),
+    "neighbours.window": _Number("duration", 0.1, 20.0),
+    "neighbours.lead": _Number("duration", 0.0, 20.0),
+    "neighbours.rate": _Number("number", 0.1, 10_000.0),
     "reserve.memory": _Number("size", 0, 16 << 40),
     "reserve.fraction": _Number("number", 0.0, 0.95),
     "reserve.pressure": _Number("number", 0.0, 1.0),
@@ -665,9 +673,11 @@ class _Loader:
 
     def _check_ramps(self, scenario: Scenario) -> None:
         """How far ramps go, and whether what is touched fits into what is declared."""
-        if scenario.kind == "battery" and (pooled := [name for name in scenario.drivers if name.endswith(":pooled")]):
+        if scenario.kind != "ramp" and (pooled := [name for name in scenario.drivers if name.endswith(":pooled")]):
             self._fail("drivers", f"{pooled[0]} is for ramps: it differs in nothing that a probe could find")
-        if scenario.kind == "battery" and scenario.to_limit.on:
+        if scenario.kind == "neighbours":
+            self._check_neighbours(scenario)
+        if scenario.kind != "ramp" and scenario.to_limit.on:
             self._fail("to_limit.on", 'goes with kind = "ramp" only')
         if any(high <= low for low, high in pairwise((0, *scenario.steps))):
             self._fail("steps", f"{list(scenario.steps)} must be whole numbers from 1 on, each larger than the last")
@@ -688,6 +698,17 @@ class _Loader:
             if touched > (most := (settings.memory or scenario.limits.memory) // MIB - GUEST_NEEDS):
                 little = f"{touched} leaves the kernel of {driver}:{profile} too little RAM"
                 self._fail("payload.touch_mib", f"{little}: at most {most}, or raise vm.memory")
+
+    def _check_neighbours(self, scenario: Scenario) -> None:
+        """An aggressor asks for more than is declared and for less than is raised: there must be room between them."""
+        keys = scenario.neighbours
+        for name in ("victims", "aggressors", "limits"):
+            given = getattr(keys, name)
+            if not given or len(set(given)) < len(given):
+                self._fail(f"neighbours.{name}", f"{list(given)} must name at least one, and each once")
+        for name in ("memory", "cpus", "pids"):
+            if (raised := getattr(scenario.raised, name)) <= (least := getattr(scenario.limits, name)):
+                self._fail(f"raised.{name}", f"{raised} must be more than limits.{name}, which is {least}")
 
     def _check_precise(self, scenario: Scenario) -> None:
         wanted = scenario.precise

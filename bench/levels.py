@@ -6,7 +6,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from bench.model import GIB
+from bench.model import GIB, MIB, Aggressor, Limits, LimitsOf, Victim
 
 MOST_TOUCHED = 1 << 20  # MiB
 GUEST_NEEDS = 32
@@ -50,6 +50,27 @@ class Service(Struct, frozen=True, forbid_unknown_fields=True):
         """Of so many instances: requests a second, and how many in all; each instance is asked at least once."""
         rate = min(self.rate, self.per_instance * count)
         return rate, max(count, round(rate * self.duration))
+
+
+class Neighbours(Struct, frozen=True, forbid_unknown_fields=True):
+    """[neighbours]: who is next to whom in a scenario of kind "neighbours", for how long, and at which rate `httpd` is
+    asked. Seconds; requests a second."""
+
+    victims: tuple[Victim, ...] = ("httpd", "cpu", "disk", "memory")
+    aggressors: tuple[Aggressor, ...] = ("cpu", "memory", "fork", "disk", "send", "receive")
+    limits: tuple[LimitsOf, ...] = ("declared", "raised")
+    window: float = 1.0
+    lead: float = 0.3  # the aggressor begins so much earlier
+    rate: float = 200.0
+
+    @property
+    def experiments(self) -> int:
+        """Of one trial, controls included."""
+        return len(self.victims) * (2 + len(self.aggressors) * len(self.limits))
+
+
+RAISED = Limits(memory=768 * MIB, cpus=2.0, pids=512)
+"""[raised]: an aggressor's limits where it is to have none that hold it."""
 
 
 class PayloadKeys(Struct, frozen=True, forbid_unknown_fields=True):

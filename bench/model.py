@@ -359,7 +359,7 @@ class TrialRecord(Labels, frozen=True, kw_only=True, tag="trial", tag_field="kin
     readings: tuple[Reading, ...] = ()  # of the ramp as a whole: pool.*
     to_limit: bool = False  # it went on until something stopped it; `asked` was a bound
     useful: int | None = None  # largest step at which the service level was held; None if nobody watched
-    battery: bool = False  # of probes: `alive` and `asked` are the instances attacked from and beside
+    battery: bool = False  # of probes or neighbours, no ramp: `alive` and `asked` are the instances that takes
 
 
 class Containment(StrEnum):
@@ -439,6 +439,61 @@ class ExposureRecord(Labels, frozen=True, kw_only=True, tag="exposure", tag_fiel
     seconds: float = 0.0  # it took
 
 
+Victim = Literal["httpd", "cpu", "disk", "memory"]
+Aggressor = Literal["cpu", "memory", "fork", "disk", "send", "receive"]
+Beside = Literal["none", "polite", Aggressor]
+"""What is next to a victim: nothing that does anything, its own work once more, or an aggressor."""
+LimitsOf = Literal["declared", "raised"]
+
+
+class Times(Struct, frozen=True, omit_defaults=True):
+    """How long a victim's units of work, or requests to it, took. `quantiles`: share -> seconds, failed ones slower
+    than any and absent where it falls among them; `values`: all that did not fail, where they are few."""
+
+    n: int  # failed ones included
+    failed: int = 0
+    quantiles: dict[str, float] = {}
+    values: tuple[float, ...] = ()
+
+
+class Use(Struct, frozen=True):
+    """What a neighbour's groups were charged, as read every moment of an experiment, beside the limit in force."""
+
+    limit: Literal["cpus", "memory", "pids"]
+    declared: float  # CPUs, bytes, count
+    mean: float
+    most: float
+    values: tuple[float, ...]
+
+
+class Press(Struct, frozen=True, omit_defaults=True):
+    """An aggressor's own word on its load; `refused`: processes it was refused, or that were killed for their memory.
+
+    `beside`: the share of the victim's window in which it was at work.
+    """
+
+    amount: float
+    unit: str
+    refused: int = 0
+    beside: float = 0.0
+
+
+class NeighbourRecord(Labels, frozen=True, kw_only=True, tag="neighbour", tag_field="kind"):
+    """One victim beside one neighbour for a short time. `limits`: the neighbour's; the victim's are declared.
+
+    `missing`: why there is no result.
+    """
+
+    victim: Victim
+    aggressor: Beside
+    limits: LimitsOf
+    window: float  # seconds asked for
+    times: Times | None = None
+    press: Press | None = None
+    uses: tuple[Use, ...] = ()
+    missing: str | None = None
+
+
 class NoteRecord(Struct, frozen=True, kw_only=True, tag="note", tag_field="kind"):
     """A message that belongs to the run (a warning, a leftover found, an interruption)."""
 
@@ -451,7 +506,16 @@ class NoteRecord(Struct, frozen=True, kw_only=True, tag="note", tag_field="kind"
 DISTURBED = "another run was alive on this host meanwhile: "
 """How a note begins that says so; the other's id follows."""
 
-Record = LaunchRecord | StepRecord | TeardownRecord | TrialRecord | FindingRecord | ExposureRecord | NoteRecord
+Record = (
+    LaunchRecord
+    | StepRecord
+    | TeardownRecord
+    | TrialRecord
+    | FindingRecord
+    | ExposureRecord
+    | NeighbourRecord
+    | NoteRecord
+)
 
 
 class Precision(Struct, frozen=True):

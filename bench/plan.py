@@ -19,6 +19,8 @@ BATTERY_ROOM = 16
 """Instance numbers a probe battery may use: two to begin with, and others in place of those that an attack ended."""
 EXPOSURE_ROOM = 1
 """Those of a battery's trial beyond them: the instance that is looked at for what is open to it."""
+NEIGHBOUR_ROOM = 64
+"""Instance numbers a trial of neighbours may use: three to begin with, and others for those that a load ended."""
 MAX_LAUNCHES = 999_999
 """Of one run: an interface name has room for six digits (see InstanceSpec.netdev)."""
 
@@ -30,7 +32,7 @@ class Trial(Struct, frozen=True):
     round: int  # from 1
     driver: str
     profile: str
-    kind: Literal["ramp", "battery"]
+    kind: Literal["ramp", "battery", "neighbours"]
     count: int
     steps: tuple[int, ...]  # numbers alive at which a sample is taken: 0, 1, 2, 4, ..., count
     warmups: int
@@ -55,7 +57,7 @@ class Trial(Struct, frozen=True):
     @property
     def most(self) -> int:
         """Alive at once."""
-        return 2 if self.kind == "battery" else self.count
+        return {"battery": 2, "neighbours": 3}.get(self.kind, self.count)
 
 
 class Plan(Struct, frozen=True):
@@ -169,6 +171,8 @@ def _ramp(scenario: Scenario, number: int, driver: str, profile: str, condition:
     name = f"r{number}-{target_name(driver, profile, condition_text(condition))}"
     if scenario.kind == "battery":
         return Trial(name, number, driver, profile, "battery", BATTERY_ROOM + EXPOSURE_ROOM, (), 0, first)
+    if scenario.kind == "neighbours":
+        return Trial(name, number, driver, profile, "neighbours", NEIGHBOUR_ROOM, (), 0, first)
     bounds = scenario.to_limit
     steps = steps_to_limit(count) if bounds.on and not scenario.steps else ramp_steps(count, scenario.steps)
     if not scenario.steps:  # a sample within the first wave would end it
@@ -212,6 +216,7 @@ _BACKED_DISK = 1 * MIB  # a qcow2 file over a shared disk, after boot
 _SHARED_DISK = 32 * MIB  # unpacked layers, guest kernel and initramfs
 _MADE_OF_IT = 4  # times the image: its layers as they came and unpacked, and a template or two
 _BATTERY = 25.0  # seconds all probes take, whatever the driver
+_AROUND = 0.6  # seconds of an experiment beside its window and its lead
 _SAMPLE = 0.6  # seconds to read all samplers once; most of it watches the host's free memory
 
 
@@ -222,7 +227,7 @@ def estimate(plan: Plan, scenario: Scenario, *, accelerator: str | None = None, 
     rules = [_rule(variants.of(one.condition), one.driver, one.profile, accelerator) for one in plan.trials]
     ramps = list(zip(plan.trials, rules, strict=True))
     return Estimate(
-        seconds=sum(_seconds(trial, rule, variants.of(trial.condition).settle) for trial, rule in ramps),
+        seconds=sum(_seconds(trial, rule, variants.of(trial.condition)) for trial, rule in ramps),
         memory=max((trial.most * rule.memory for trial, rule in ramps), default=0),
         disk=_SHARED_DISK
         + _MADE_OF_IT * image
@@ -238,13 +243,16 @@ def _copies(variants: Variants, trial: Trial) -> bool:
 
 def trial_seconds(trial: Trial, scenario: Scenario, *, accelerator: str | None = None) -> float:
     """The same guess for one trial: the weights of a progress bar. `scenario` is that of its condition."""
-    return _seconds(trial, _rule(scenario, trial.driver, trial.profile, accelerator), scenario.settle)
+    return _seconds(trial, _rule(scenario, trial.driver, trial.profile, accelerator), scenario)
 
 
-def _seconds(trial: Trial, rule: _Rule, settle: float) -> float:
+def _seconds(trial: Trial, rule: _Rule, scenario: Scenario) -> float:
     if trial.kind == "battery":
         return 2 * (rule.launch + rule.teardown) + _BATTERY
-    ramp = trial.launches * rule.launch + len(trial.steps) * (settle + _SAMPLE)
+    if trial.kind == "neighbours":
+        keys = scenario.neighbours
+        return 3 * (rule.launch + rule.teardown) + keys.experiments * (keys.lead + keys.window + _AROUND)
+    ramp = trial.launches * rule.launch + len(trial.steps) * (scenario.settle + _SAMPLE)
     return min(ramp, trial.seconds or ramp) + trial.launches * rule.teardown
 
 

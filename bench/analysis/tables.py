@@ -18,6 +18,7 @@ from bench.model import (
     FindingRecord,
     Labels,
     LaunchRecord,
+    NeighbourRecord,
     NoteRecord,
     Phase,
     Record,
@@ -50,6 +51,7 @@ class Tables(Struct, frozen=True):
     trials: pd.DataFrame
     findings: pd.DataFrame
     exposure: pd.DataFrame
+    neighbours: pd.DataFrame
     notes: pd.DataFrame
     summary: pd.DataFrame
 
@@ -153,6 +155,24 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("inside", "string", "what was said inside"),
         Column("host", "string", "what was said on the host"),
         Column("per_second", "float64", "of host calls, under load"),
+    ),
+    "neighbours": (
+        *_LABELS,
+        Column("victim", "string", "httpd, cpu, disk, memory: see docs/isolation.md"),
+        Column("aggressor", "string", "what is beside it: none, polite, cpu, memory, fork, disk, send, receive"),
+        Column("limits", "string", "of the aggressor: declared, raised"),
+        Column("units", "Int64", "of work, or requests; failed ones included"),
+        Column("failed", "Int64", "of them"),
+        Column("p50", "float64", "seconds a unit or an answer took, median"),
+        Column("p99", "float64", "the same, 99th percentile"),
+        Column("load", "float64", "of the aggressor, in its own unit"),
+        Column("unit", "string", "of the load"),
+        Column("refused", "Int64", "processes the aggressor was refused, or that were killed for their memory"),
+        Column("beside", "float64", "share of the window in which the load was at work"),
+        Column("cpus", "float64", "that the neighbour's groups were charged, mean"),
+        Column("memory", "float64", "bytes, the most"),
+        Column("pids", "float64", "the most"),
+        Column("missing", "string", "why there is no result"),
     ),
     "notes": (
         _RUN,
@@ -303,6 +323,20 @@ def _exposure(data: RunData) -> Iterator[Row]:
             yield *labels, item.name, item.found, item.inside, item.host, item.per_second
 
 
+def _neighbours(data: RunData) -> Iterator[Row]:
+    for one in _of(data, NeighbourRecord):
+        times, press = one.times, one.press
+        uses = {use.limit: use for use in one.uses}
+        quantiles = times.quantiles if times else {}
+        yield (
+            *_labels(data.info.run, one), one.victim, one.aggressor, one.limits,
+            times.n if times else None, times.failed if times else None, quantiles.get("0.5"), quantiles.get("0.99"),
+            *((press.amount, press.unit, press.refused, press.beside) if press else (None, None, None, None)),
+            uses["cpus"].mean if "cpus" in uses else None, uses["memory"].most if "memory" in uses else None,
+            uses["pids"].most if "pids" in uses else None, one.missing,
+        )  # fmt: skip
+
+
 def _notes(data: RunData) -> Iterator[Row]:
     for one in _of(data, NoteRecord):
         yield data.info.run, one.date, one.level, one.text
@@ -327,6 +361,7 @@ _ROWS: Mapping[str, Callable[[RunData], Iterator[Row]]] = {
     "trials": _trials,
     "findings": _findings,
     "exposure": _exposure,
+    "neighbours": _neighbours,
     "notes": _notes,
     "summary": _summary,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -18,10 +18,12 @@ from bench.analysis.exposure import exposures
 from bench.analysis.frames import Frames
 from bench.analysis.headline import accelerator_mark, by_series, ratios
 from bench.analysis.isolation import matrix
+from bench.analysis.neighbours import neighbours
 from bench.analysis.quality import SYNTHETIC
 from bench.analysis.reconcile import Balance, harness_cost, reconcile
 from bench.analysis.resampling import MANY, PLENTY
 from bench.analysis.takes import disk_taken
+from bench.analysis.tradeoff import tradeoffs
 from bench.metrics import METRICS, Metric
 from bench.model import LaunchRecord, NoteRecord, Outcome, Summary, TrialRecord, to_json
 from bench.precision import precision_said
@@ -30,7 +32,10 @@ from bench.report.answer import COMPARED, TCG, answer
 from bench.report.exposure import section as exposure_section
 from bench.report.figures import Scene, figures
 from bench.report.isolation import said, section
+from bench.report.neighbours import said as neighbours_said
+from bench.report.neighbours import section as neighbours_section
 from bench.report.svg import PALETTE
+from bench.report.tradeoff import drawings
 from bench.store import RunData
 from bench.store.files import make_folder, not_writable, write_atomic
 
@@ -45,9 +50,13 @@ class Key(NamedTuple):
     shape: str
 
 
-def build_report(data: RunData, target: Path) -> None:
-    """Write the report of `data` to `target`; missing folders are made. Raises ResultsError if it can't be written."""
-    page = render(data).encode()
+def build_report(data: RunData, target: Path, beside: Sequence[RunData] = ()) -> None:
+    """Write the report of `data` to `target`; missing folders are made. Raises ResultsError if it can't be written.
+
+    `beside`: other runs of the same host, for the figures of density against isolation alone. Raises UsageError if it
+    is another host.
+    """
+    page = (render(data, beside) if beside else render(data)).encode()
     try:
         make_folder(target.parent)
     except OSError as error:
@@ -55,7 +64,7 @@ def build_report(data: RunData, target: Path) -> None:
     write_atomic(target, page)
 
 
-def render(data: RunData) -> str:
+def render(data: RunData, beside: Sequence[RunData] = ()) -> str:
     """The report as text; the same data give the same text."""
     room = files("bench.report")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -63,10 +72,10 @@ def render(data: RunData) -> str:
     environment.filters.update(date=_date, span=_span, code=_code, shell=shlex.join)
     template = environment.from_string(room.joinpath("report.html").read_text(encoding="utf-8"))
     css = Markup(room.joinpath("report.css").read_text(encoding="utf-8"))
-    return template.render(css=css, **_measured(data), **_said(data))
+    return template.render(css=css, **_measured(data, beside), **_said(data))
 
 
-def _measured(data: RunData) -> dict[str, object]:
+def _measured(data: RunData, beside: Sequence[RunData]) -> dict[str, object]:
     """What the analysis makes of the run."""
     tables = frames(data)
     summary = summarise(data, tables)
@@ -74,14 +83,19 @@ def _measured(data: RunData) -> dict[str, object]:
     found = by_series(summary)
     metrics = {(series, name): one for series, some in found.items() for name, one in some.items()}
     scene = Scene(tables, tuple(rows), metrics, data.host.memory_available, data.info.seed)
-    findings = matrix(data)
-    ramps = findings is None or bool(tables.series)
+    findings, experiments = matrix(data), neighbours(data)
+    looked = findings is not None or experiments is not None or bool(beside)
+    against = drawings(tradeoffs((data, *beside))) if looked else []
+    ramps = (findings is None and experiments is None) or bool(tables.series)
     return {
-        "isolation": section(findings) + exposure_section(exposures(data)), "ramps": ramps,
+        "isolation": section(findings) + exposure_section(exposures(data)) + neighbours_section(experiments),
+        "ramps": ramps,
         "rows": rows, "table": _table(found), "balances": _balances(tables), "doubts": quality(data, summary, tables),
         "disk": disk_taken(tables), "harness": harness_cost(tables),
-        "answer": answer(data, rows, ratios(data, COMPARED, tables)) if ramps else said(findings),
-        "figures": [(drawing, Markup(drawing.wide), Markup(drawing.narrow)) for drawing in figures(scene)],
+        "answer": answer(data, rows, ratios(data, COMPARED, tables))
+        if ramps
+        else [*said(findings), *neighbours_said(experiments)],
+        "figures": [(drawing, Markup(drawing.wide), Markup(drawing.narrow)) for drawing in (*figures(scene), *against)],
         "keys": _keys(scene.tables.series), "glossary": _glossary(summary),
         "mark": lambda series: accelerator_mark(series, summary.accelerator),
         "named_mark": lambda name: summary.accelerator if name.startswith("vm:") else None,

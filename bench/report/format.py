@@ -63,6 +63,21 @@ def estimate(found: Estimate | None, unit: str) -> str:
     return quantity(found.value, unit) + (f" ({ends})" if ends else "")
 
 
+def loss(found: Estimate | None) -> str:
+    """A share of change in percent, signed: `+12 % (+8 to +15 %)`."""
+    if found is None:
+        return ABSENT
+    ends = (found.low, found.high)
+    span = "" if None in ends else f" ({' to '.join(_percent(end) for end in ends if end is not None)}{_SPACE}%)"
+    return f"{_percent(found.value)}{_SPACE}%{span}"
+
+
+def _percent(share: float) -> str:
+    """Whole percents; beyond a thousand they say no more than `>+100,000`."""
+    percent = 100 * share
+    return f"{percent:+,.0f}" if percent < 1e5 else ">+100,000"
+
+
 def _number(value: float, places: int | None = None) -> str:
     if places is None:
         places = 0 if _is_whole(value) else decimals(value)

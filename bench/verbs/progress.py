@@ -48,7 +48,7 @@ class _Lines:
 
     def trial(self, trial: Trial) -> None:
         self._number += 1
-        goal = "" if trial.kind == "battery" else f" to {'the limit, at most ' * trial.to_limit}N={trial.count}"
+        goal = "" if trial.kind != "ramp" else f" to {'the limit, at most ' * trial.to_limit}N={trial.count}"
         self._say(f"[{self._number}/{self._trials}] {trial.id}{goal}")
 
     def doing(self, text: str) -> None:

@@ -62,7 +62,7 @@ from bench.store.resume import Past, ResumedWriter
 from bench.store.writer import RunWriter, Status
 from bench.sweep import AS_IS, COLD, all_conditions
 from bench.variants import Variants
-from bench.verbs import isolation, precise
+from bench.verbs import experiments, isolation, precise
 from bench.verbs.interrupts import Interrupts
 from bench.verbs.neighbours import Neighbours
 from bench.verbs.registry import Entry, claimed, entries, registered
@@ -223,6 +223,8 @@ def _measure(
     image, payload = context.images.resolve(scenario.image), payload_for(scenario)
     if scenario.kind == "battery":
         image = isolation.armed(context, image)
+    if scenario.kind == "neighbours":
+        image = experiments.equipped(context, image)
     if request.past:
         require_same("image", request.past.info.image.digest, image.digest)
     if "vm" in drivers:
@@ -232,7 +234,7 @@ def _measure(
     job = _job(
         request, context, drivers, progress, interrupts, image, payload, outcomes.path, host, deadline, judge
     )  # fmt: skip
-    runner = isolation.Batteries(job, context, host) if scenario.kind == "battery" else Runner(job)
+    runner = _runner(job, context, host)
     runner.prepare()
     effective = {f"{name}:{profile}": dict(drivers[name].describe()) for name, profile in scenario.targets()}
     if request.past:
@@ -253,6 +255,13 @@ def _measure(
             with interrupts.shield():
                 neighbours.look()
                 _finish(writer, drivers, context.run, status, neighbours.said, outcomes.precision)
+
+
+def _runner(job: Job, context: RunContext, host: HostFacts) -> Runner | isolation.Batteries | experiments.Experiments:
+    """Who does the trials of this kind of scenario."""
+    if job.scenario.kind == "battery":
+        return isolation.Batteries(job, context, host)
+    return experiments.Experiments(job) if job.scenario.kind == "neighbours" else Runner(job)
 
 
 def _finish(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,6 +12,7 @@ from bench.analysis.exposure import exposures
 from bench.analysis.frames import frames
 from bench.analysis.headline import COUNT, HeadlineRow, headline
 from bench.analysis.isolation import matrix
+from bench.analysis.neighbours import neighbours
 from bench.analysis.quality import quality
 from bench.analysis.reconcile import Balance, harness_cost, reconcile
 from bench.analysis.summary import summarise
@@ -23,6 +25,7 @@ from bench.verbs.out import emit_json, table
 from bench.verbs.show_density import print_density
 from bench.verbs.show_exposure import print_exposures
 from bench.verbs.show_isolation import print_matrix
+from bench.verbs.show_neighbours import print_neighbours
 
 
 def show_run(text: str, results: Path, as_json: bool) -> int:
@@ -46,13 +49,14 @@ def summary_of(path: Path) -> Summary:
     return summarise(_read(path))
 
 
-def write_report(text: str, results: Path, output: Path | None) -> Path:
-    """`bench report RUN`: the path of the file written."""
+def write_report(text: str, results: Path, output: Path | None, beside: Sequence[str] = ()) -> Path:
+    """`bench report RUN [BESIDE...]`: the path of the file written."""
     from bench.report.build import build_report  # draws: half a second to import, which `show` need not wait for
 
     path = find_run(results, text)
     target = output or Path("reports") / f"{path.name}.html"
-    build_report(_read(path), target)
+    others = [_read(find_run(results, one)) for one in beside]
+    build_report(_read(path), target, others)
     return target
 
 
@@ -78,7 +82,10 @@ def print_summary(path: Path, *, full: bool = False) -> None:
     if findings is not None:
         print_matrix(findings, evidence=full)
     print_exposures(exposures(data), items=full)
-    if findings is None or tables.series:
+    experiments = neighbours(data)
+    if experiments is not None:
+        print_neighbours(experiments)
+    if (findings is None and experiments is None) or tables.series:
         table(columns, rows, right=(1, 2, 3, 4, 5))
     print_density(found, data.records, evidence=full)
     if data.info.precision:

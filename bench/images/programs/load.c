@@ -93,9 +93,10 @@ static char *buffer;
 static int file = -1;
 static long turn;
 
+/* Longer than a scheduler's slice: who has to share a processor is interrupted within most units. */
 static void unit_cpu(void) {
     uint64_t value = 88172645463325252ULL + (uint64_t)turn;
-    for (long at = 0; at < 1000000; at++) {
+    for (long at = 0; at < 8000000; at++) {
         value ^= value << 13;
         value ^= value >> 7;
         value ^= value << 17;
@@ -103,10 +104,12 @@ static void unit_cpu(void) {
     __asm__ volatile("" : : "r"(value));
 }
 
-/* From one half of the buffer to the other: more than caches hold. */
+/* Four times from one half of the buffer to the other: more than caches hold. */
 static void unit_memory(void) {
-    memcpy(buffer + (turn & 1) * HALF, buffer + (~turn & 1) * HALF, HALF);
-    __asm__ volatile("" ::: "memory");
+    for (long at = 0; at < 4; at++) {
+        memcpy(buffer + (at & 1) * HALF, buffer + (~at & 1) * HALF, HALF);
+        __asm__ volatile("" ::: "memory");
+    }
 }
 
 /* Four times 64 KiB to the disk, not only to the page cache. */
@@ -126,7 +129,7 @@ static int work(char **words) {
     if (buffer == MAP_FAILED) return missing("no memory");
     if (unit == unit_memory) memset(buffer, 1, 2 * HALF);
     if (unit == unit_disk && (file = scratch_file()) < 0) return missing("no file on a disk can be written");
-    for (turn = 0; turn < 3; turn++) unit(); /* the first ones fault pages in */
+    unit(); /* the first one faults pages in */
     for (; made < MOST_UNITS && !over(); made++, turn++) {
         int64_t began = now_ns();
         unit();
