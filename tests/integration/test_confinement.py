@@ -164,7 +164,7 @@ def test_a_set_id_program_made_inside_is_out_of_reach_of_the_hosts_users(
     with driver.launch(spec, PhaseLog()) as instance:
         made = instance.exec(["/bin/sh", "-c", "cp /bin/busybox /raised && chmod 4755 /raised"], timeout=10)
         assert made.status == 0, made
-        [raised] = (path for own in instance.footprint().disk_own for path in Path(own).glob("raised"))
+        [raised] = (path for own in instance.footprint().disk_own for path in Path(own).rglob("raised"))
         assert raised.stat().st_mode & 0o7777 == 0o4755
         assert run([*nobody, raised], timeout=10, check=False).status == 1
         with tempfile.TemporaryDirectory(dir="/var/tmp") as name:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import tomllib
@@ -109,6 +110,8 @@ def battery(
         limits=limits, shield=nullcontext, timeout=20.0, patience=20.0,
     )  # fmt: skip
 
+    numbers = itertools.count(1, 100)
+
     def attacked(profile: str, *, quick: bool = False) -> dict[str, FindingRecord]:
         probes = [one for one in PROBES if not (quick and one.id.startswith(("destroy.", "process.joining")))]
         made = Battery(replace(kit, probes=probes, controls={} if quick else kit.controls))
@@ -121,7 +124,8 @@ def battery(
                 control=control, seconds=took,
             )  # fmt: skip
 
-        trial = Trial("r1", 1, "container", profile, "battery", BATTERY_ROOM, (), 0, 1)
+        # a number of its own: what the kernel is still taking away of the last one has that name
+        trial = Trial("r1", 1, "container", profile, "battery", BATTERY_ROOM, (), 0, next(numbers))
         changed = made.run(
             trial, driver_of("container"), spec("container", profile), record, kept.append, lambda text: None
         )

@@ -165,6 +165,7 @@ def test_the_oom_killer_takes_an_instance(tmp_path: Path) -> None:
 
 
 @pytest.mark.libvirt
+@pytest.mark.slow
 def test_the_oom_killer_takes_a_hypervisor(tmp_path: Path) -> None:
     eats = "echo ready; sleep 2; while :; do dd if=/dev/zero of=/dev/shm/x bs=1M count=90 2>&1; done"
     run = Run(tmp_path, "--drivers", "vm", "--count", "1", *ONE, "--set", "settle=20", *payload(eats))
@@ -285,6 +286,7 @@ def test_a_container_that_hangs_on_kill(freezer: Callable[[int], None], tmp_path
 
 
 @pytest.mark.libvirt
+@pytest.mark.slow
 def test_a_guest_that_stops_answering(tmp_path: Path) -> None:
     words = ["--drivers", "vm", "--count", "2", *ONE, "--set", "settle=1", "--set", "stop_timeout=2"]
     run = Run(tmp_path, *words, "--set", "service.watch=always")

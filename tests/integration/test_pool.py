@@ -14,9 +14,8 @@ import pytest
 from bench.container.groups import run_group
 from bench.drivers.container import ContainerDriver
 from bench.drivers.context import RunContext
-from bench.drivers.network import netdevs
+from bench.drivers.network import PORTS, netdevs
 from bench.errors import HostError, UsageError
-from bench.linux.interfaces import PORTS
 from bench.model import ContainerSettings, InstanceSpec, Leftover, PhaseLog, RunId
 from tests.integration.traces import traces
 

@@ -188,7 +188,8 @@ def _cache(path: Path, cache: Path) -> None:
     with _scratch(path.parent) as tree:
         for name in _CACHED:
             if (cache / name).is_dir():
-                shutil.copytree(cache / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns(".*", "tmp"))
+                run(["cp", "-a", cache / name, tree / name], timeout=600)  # device nodes as what they are
+                shutil.rmtree(tree / name / "tmp", ignore_errors=True)
         _ext4(path, tree, "4G")
 
 
