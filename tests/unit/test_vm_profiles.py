@@ -220,6 +220,8 @@ def test_a_built_one_is_found_by_the_configuration(tmp_path: Path, monkeypatch: 
     made = kernel_build.build_micro(tmp_path)
     assert made == kernel_build.micro_kernel(tmp_path) == kernel_build.build_micro(tmp_path)
     assert made.release == "6.1.9"
+    source.unlink()
+    assert kernel_build.build_micro(tmp_path) == made, "what is built needs no source"
     monkeypatch.setattr(kernel_build, "micro_config", lambda: "CONFIG_B=y\n")
     with pytest.raises(HostError):
         kernel_build.micro_kernel(tmp_path)
