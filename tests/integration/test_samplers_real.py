@@ -46,7 +46,8 @@ def test_a_process_that_took_memory_and_cpu(groups: dict[str, str], tmp_path: Pa
     folders = " ".join(f"{path}/cgroup.procs" for path in groups.values())
     work = (
         f"for f in {folders}; do echo $$ > $f; done; exec python3 -c '"
-        f"import time; held = bytearray(32 << 20)\nbegan = time.process_time()\nwhile time.process_time() - began < 0.3: pass\n"
+        f"import time; held = bytearray(32 << 20)\nbegan = time.process_time()\n"
+        f"while time.process_time() - began < 0.3: pass\n"
         f'open("{tmp_path}/done", "wb").write(bytes(1 << 20)); time.sleep(60)\''
     )
     with spawn(["sh", "-c", work]):
