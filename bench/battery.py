@@ -153,16 +153,7 @@ class _Site:
         number = next(self._numbers, None)
         if number is None:
             raise BenchError(f"{BATTERY_ROOM} instances were ended by attacks; no more are launched")
-        stack = contextlib.ExitStack()
-        try:
-            phases = PhaseLog()
-            instance = stack.enter_context(self._driver.launch(self._spec(number), phases))
-            instance.wait_ready(self._kit.timeout)
-        except BaseException:
-            with self._kit.shield():
-                stack.close()
-            raise
-        return instance, stack
+        return held(self._driver, self._spec(number), self._kit.timeout, self._kit.shield)
 
     def scene(self) -> Scene:
         """As it is now, with whoever had ended launched again."""
@@ -208,3 +199,19 @@ def _guarded(attack: Callable[[Scene], Finding], scene: Scene) -> Finding:
         return Finding(Containment.ERROR, error.message)
     except (OSError, LookupError, ValueError) as error:
         return Finding(Containment.ERROR, f"{type(error).__name__}: {error}")
+
+
+def held(
+    driver: Driver, spec: InstanceSpec, timeout: float, shield: Callable[[], AbstractContextManager[None]]
+) -> tuple[Instance, contextlib.ExitStack]:
+    """An instance that is ready, and what ends it. One that does not come up is ended here, whatever kept it: an
+    interrupt too, and behind the shield, so that a second one leaves nothing."""
+    stack = contextlib.ExitStack()
+    try:
+        instance = stack.enter_context(driver.launch(spec, PhaseLog()))
+        instance.wait_ready(timeout)
+    except BaseException:
+        with shield():
+            stack.close()
+        raise
+    return instance, stack

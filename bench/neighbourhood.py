@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 from msgspec import Struct
 
+from bench.battery import held
 from bench.drivers.base import Driver, Instance
 from bench.errors import BenchError, LaunchError
 from bench.levels import Neighbours
@@ -31,7 +32,6 @@ from bench.model import (
     InstanceSpec,
     Limits,
     LimitsOf,
-    PhaseLog,
     Press,
     Times,
     Use,
@@ -297,15 +297,7 @@ class _Site:
         number = next(self._numbers, None)
         if number is None:
             raise LaunchError(f"{NEIGHBOUR_ROOM} instances were ended by loads; no more are launched")
-        stack = ExitStack()
-        try:
-            instance = stack.enter_context(self._driver.launch(self._spec(number, limits), PhaseLog()))
-            instance.wait_ready(self._kit.timeout)
-        except BaseException:
-            with self._kit.shield():
-                stack.close()
-            raise
-        return instance, stack
+        return held(self._driver, self._spec(number, limits), self._kit.timeout, self._kit.shield)
 
     def close(self) -> None:
         for _, stack in reversed(self._live.values()):
