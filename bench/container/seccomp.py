@@ -22,8 +22,9 @@ import msgspec
 
 from bench.container.spec_records import Architecture, Seccomp, SyscallArg, SyscallRule
 from bench.errors import ConfigError, HostError
+from bench.linux import bpf_ranges
 from bench.linux import seccomp as kernel
-from bench.linux.bpf import ARCH, JEQ, JGE, JGT, LOAD, NUMBER, RETURN, Instruction, encode
+from bench.linux.bpf import ARCH, JEQ, JGE, JGT, LOAD, NUMBER, RETURN, Instruction, decode, encode
 
 _ARCHITECTURES: dict[Architecture, str] = {"SCMP_ARCH_X86_64": "X86_64", "SCMP_ARCH_X86": "X86", "SCMP_ARCH_X32": "X32"}
 _SEEN: dict[Architecture, int] = {  # as what a filter sees calls of it
@@ -37,7 +38,7 @@ _FLAGS = {
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": kernel.FLAG_SPEC_ALLOW,
 }
 _LIBRARIES = tuple(f"{folder}/libseccomp.so.2" for folder in ("/lib/*", "/lib64", "/usr/lib", "/usr/local/lib"))
-_FORMAT = 1  # of the programs on disk: raise it when this module makes other programs of the same profile
+_FORMAT = 2  # of the programs on disk: raise it when this module makes other programs of the same profile
 _BINARY_TREE = 2  # log(n) comparisons a call instead of n; the kernel tries every call when it loads the filter
 _UNKNOWN = -1  # libseccomp's number for a name it never heard of; others below 0 are names of other architectures
 
@@ -80,10 +81,17 @@ def _compiled(seccomp: Seccomp) -> bytes:
             program = file.read()
     except OSError as error:
         raise ConfigError(f"linux.seccomp: libseccomp refuses it: {error.strerror}") from error
-    program = encode(_newer_calls(library, seccomp)) + program
+    program = _shortened([*_newer_calls(library, seccomp), *decode(program)])
     if len(program) > kernel.MAX_INSTRUCTIONS * kernel.INSTRUCTION:
         raise ConfigError(f"linux.seccomp: it takes more than the kernel's {kernel.MAX_INSTRUCTIONS} instructions")
     return program
+
+
+def _shortened(program: list[Instruction]) -> bytes:
+    try:
+        return encode(bpf_ranges.shorten(program))
+    except bpf_ranges.Unsuitable:  # a mask on the number, say: right as it is, and longer
+        return encode(program)
 
 
 def _libseccomp() -> ModuleType:

@@ -81,7 +81,7 @@ def run(program: bytes | Program, number: int, arch: int, args: Sequence[int] = 
         elif operation == JUMP:
             at += k
         else:
-            at += jt if _holds(operation, accumulator, k) else jf
+            at += jt if holds(operation, accumulator, k) else jf
     raise ValueError("the program ends without an answer")
 
 
@@ -124,7 +124,7 @@ def _follow(code: Program, known: Mapping[int, int], at: int, value: int, found:
         elif value < 0:
             return at + jt, at + jf
         else:
-            at += jt if _holds(operation, value, k) else jf
+            at += jt if holds(operation, value, k) else jf
     raise ValueError("the program ends without an answer")
 
 
@@ -141,7 +141,7 @@ def argument_constants(program: bytes | Program) -> dict[int, frozenset[int]]:
     return {index: frozenset(numbers) for index, numbers in found.items()}
 
 
-def _holds(operation: int, value: int, k: int) -> bool:
+def holds(operation: int, value: int, k: int) -> bool:
     if operation == JEQ:
         return value == k
     if operation == JGT:
