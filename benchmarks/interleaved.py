@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -36,8 +37,13 @@ class Verdict(NamedTuple):
         return self.ratio <= self.bound.ratio
 
 
-def race(contestants: Mapping[str, Contestant], rounds: Mapping[str, int], seed: int, warm: int = 2) -> Times:
-    """Seconds of every contestant, `rounds[name]` each, spread evenly over the whole race; warm-ups are thrown away."""
+def race(
+    contestants: Mapping[str, Contestant], rounds: Mapping[str, int], seed: int, warm: int = 2, settle: float = 0.0
+) -> Times:
+    """Seconds of every contestant, `rounds[name]` each, spread evenly over the whole race; warm-ups are thrown away.
+
+    `settle`: seconds before each turn, whoever's it is, for the kernel to finish what the last one left to it.
+    """
     order = random.Random(seed)
     for name in contestants:
         for _ in range(warm):
@@ -46,6 +52,7 @@ def race(contestants: Mapping[str, Contestant], rounds: Mapping[str, int], seed:
              for turn in range(rounds[name])]  # fmt: skip
     times: Times = {name: [] for name in contestants}
     for _, name in sorted(turns):
+        time.sleep(settle)
         times[name].append(contestants[name]())
     return times
 
