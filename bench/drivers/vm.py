@@ -35,7 +35,7 @@ from bench.model import (
     Support,
     VmSettings,
     token_of,
-)  # fmt: skip
+)
 from bench.paths import cache_dir, run_state
 from bench.vm import accel, connection, domain, groups, reap, supplies
 from bench.vm.accel import Accel
@@ -221,7 +221,7 @@ class VmDriver:
         settings = _settings(spec)
         place = self._place(spec, stack)
         disk, own = stack.enter_context(supplies.root_disk(Path(place.disk), made, settings))
-        place = dataclasses.replace(place, disk=disk)
+        place = dataclasses.replace(place, disk=disk, size=os.stat(disk).st_size)
         memory = template
         if made.saved:
             memory = domain.Memory(made.saved.memory, made.saved.size, shared=False)

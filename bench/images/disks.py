@@ -18,6 +18,7 @@ _BLOCK = 4096
 _UUID = "62656e63-6820-4000-8000-726f6f746673"  # fixed, and the seed of directory hashes: same image, same disk
 _LABEL = "bench-root"
 _FICLONE = 0x40049409
+_MAPPED = 2 * MIB  # a guest's kernel takes memory of devices in such pieces (sub-sections)
 _STEP = 16 * MIB  # sizes we advise are multiples of it
 
 
@@ -43,12 +44,13 @@ def ext4_template(store: ImageStore, image: Image, size: int) -> Path:
     return path
 
 
-def erofs_image(store: ImageStore, image: Image) -> Path:
+def erofs_image(store: ImageStore, image: Image, *, dax: bool = False) -> Path:
     """A read-only erofs file system with the image in it, made once for each image; all guests read the same file.
 
-    Not compressed: pages are read as they are. Raises HostError without mkfs.erofs.
+    Not compressed: pages are read as they are. With `dax` it can be mapped as a guest's memory: a multiple of 2 MiB
+    long, and no file's end lies beside its inode, where it could not be mapped. Raises HostError without mkfs.erofs.
     """
-    path = store.disk_path(image, "erofs")
+    path = store.disk_path(image, "dax.erofs" if dax else "erofs")
     if path.exists():
         return path
     layers = store.unpacked(image)
@@ -57,7 +59,10 @@ def erofs_image(store: ImageStore, image: Image) -> Path:
             tree, made = scratch / "tree", scratch / "disk"
             tree.mkdir()
             merge(layers, tree)
-            run_tool(["mkfs.erofs", "--quiet", "-T0", "-U", _UUID, made, tree], timeout=600)
+            plain = ["-Enoinline_data"] if dax else []
+            run_tool(["mkfs.erofs", "--quiet", "-T0", "-U", _UUID, *plain, made, tree], timeout=600)
+            if dax:
+                os.truncate(made, -(-made.stat().st_size // _MAPPED) * _MAPPED)
             made.chmod(0o644)  # QEMU may run as another user, and nobody of libvirt's changes a shared file's owner
             publish(made, path)
     return path

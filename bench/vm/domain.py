@@ -42,6 +42,14 @@ BARE_CHIPSET = "sata=off,smbus=off,vmport=off"
 """q35 without its disk controller, its SMBus and a port for another hypervisor's tools."""
 SLOW_CPU_QUERY = "cpu-unavailable-features"
 """With it libvirt asks QEMU for each of some 400 CPU features by itself; without, for the sets of them in two calls."""
+SHARED = ("shared-ro", "shared-dax")
+"""Storages with one root for all guests, which each of them only reads."""
+DAX_BACKEND = "memory-backend-file,id=bench-root,share=on,readonly=on"
+"""A root that is memory of the guest's: the host's page cache of the file, which QEMU itself can only read. libvirt 9
+has words for virtio-pmem, but none for reading alone: its QEMU would open and map the file for writing."""
+DAX_WORDS = ("swiotlb=noforce",)
+"""Memory above 4 GiB, where such a root is, makes the guest's kernel set 64 MiB aside for devices that can't reach so
+far; virtio's can."""
 MICROVM = "microvm"
 AccelName = Literal["kvm", "tcg"]
 
@@ -54,6 +62,7 @@ class Place:
     console: str
     payload: str
     agent: str
+    size: int = 0  # bytes of the disk's file; needed where it is memory of the guest's
     bridge: str | None = None  # None: no network
     address: str = ""
     prefix: int = 0
@@ -81,6 +90,7 @@ def make_domain(
 
     With `memory` it is a template of clones (shared) or a clone, which waits for the template's state.
     """
+    dax = settings.storage == "shared-dax"
     slots = _slots(settings)
     cache = settings.tb_cache if accel == "tcg" else None
     return Domain(
@@ -102,12 +112,12 @@ def make_domain(
         tb_cache_unit=None if cache is None else "MiB",
         cpu="host-passthrough" if accel == "kvm" else None,
         controllers=_controllers(next(slots)) if slots else (),
-        disk=_disk(settings, place, next(slots) if slots else None),
+        disk=None if dax else _disk(settings, place, next(slots) if slots else None),
         interface=_interface(spec, place, next(slots) if slots else None),
         console=Serial(path=place.console),
         channels=(Channel(path=place.payload, name=PAYLOAD_PORT), Channel(path=place.agent, name=AGENT_PORT)),
         balloon=_balloon(settings, next(slots) if slots else None),
-        arguments=_arguments(settings, memory),
+        arguments=_arguments(settings, memory, _pmem(place, ram_of(spec, settings)) if dax else []),
         capabilities=None
         if settings.cpu_query == "each"
         else Capabilities(unused=(Unused(capability=SLOW_CPU_QUERY),)),
@@ -115,7 +125,19 @@ def make_domain(
 
 
 def check(settings: VmSettings) -> None:
-    """Raises UsageError for a machine that the kernel can't boot on."""
+    """Raises UsageError for a machine that the kernel can't boot on, or that has no place for the root, and for clones
+    that could not be stopped."""
+    if (settings.start, settings.storage, settings.stop) == ("clone", "shared-dax", "agent"):
+        # QEMU saves no state of virtio-pmem: a clone's kernel waits for ever when it flushes it, as it does at its end.
+        raise UsageError(
+            'clones with vm.storage = "shared-dax" can\'t power themselves off, which vm.stop = "agent" asks for',
+            hint="--set vm.stop=destroy, or --set vm.storage=shared-ro",
+        )
+    if (settings.machine, settings.storage) == (MICROVM, "shared-dax"):
+        raise UsageError(
+            'vm.machine = "microvm" has no PCI and takes no further memory, which vm.storage = "shared-dax" needs',
+            hint="--set vm.machine=q35, or --set vm.storage=shared-ro",
+        )
     if (settings.machine, settings.kernel) == (MICROVM, "distribution"):
         raise UsageError(
             'vm.machine = "microvm" has no PCI, which the distribution\'s kernel needs',
@@ -160,10 +182,11 @@ def cmdline(hostname: str, place: Place, settings: VmSettings, further: Sequence
 
 def fixed_words(settings: VmSettings) -> tuple[str, ...]:
     """Those that all guests of a profile have."""
-    root = ("bench.root=shared-ro",) if settings.storage == "shared-ro" else ()
+    root = (f"bench.root={settings.storage}",) if settings.storage in SHARED else ()
     start = ("bench.start=clone",) if settings.start == "clone" else ()
     off = ("reboot=t",) if settings.machine == MICROVM else ()  # it has neither ACPI nor a keyboard controller
-    return (*CMDLINE, *off, *root, *start)
+    far = DAX_WORDS if settings.storage == "shared-dax" else ()
+    return (*CMDLINE, *off, *far, *root, *start)
 
 
 def mac_of(address: str) -> str:
@@ -189,7 +212,7 @@ def _controllers(serial: Address) -> tuple[Controller, ...]:
 
 
 def _disk(settings: VmSettings, place: Place, address: Address | None) -> Disk:
-    alone = settings.storage != "shared-ro"
+    alone = settings.storage not in SHARED
     flags = (None, None) if alone else (True, True)
     return Disk(format=disk_format(settings), file=place.disk, readonly=flags[0], shared=flags[1], address=address)
 
@@ -209,7 +232,17 @@ def _balloon(settings: VmSettings, address: Address | None) -> Balloon | None:
     return Balloon(model="virtio", address=address) if address else None
 
 
-def _arguments(settings: VmSettings, memory: Memory | None) -> Arguments | None:
+def _pmem(place: Place, ram: int) -> list[str]:
+    """The root as persistent memory, beside a guest's RAM (bytes)."""
+    most = -(-ram // MIB) * MIB + place.size  # libvirt gives RAM in MiB
+    return [
+        "-m", f"slots=1,maxmem={most}B",
+        "-object", f"{DAX_BACKEND},mem-path={place.disk},size={place.size}",
+        "-device", "virtio-pmem-pci,memdev=bench-root",
+    ]  # fmt: skip
+
+
+def _arguments(settings: VmSettings, memory: Memory | None, root: Sequence[str]) -> Arguments | None:
     """What libvirt has no words for."""
     words = ["-machine", BARE_CHIPSET] if settings.chipset == "bare" and settings.machine != MICROVM else []
     if memory:
@@ -219,4 +252,5 @@ def _arguments(settings: VmSettings, memory: Memory | None) -> Arguments | None:
             "-machine", "memory-backend=bench-ram",
         ]  # fmt: skip
         words += [] if memory.shared else ["-incoming", "defer"]
+    words += root
     return Arguments(words=tuple(Argument(value=word) for word in words)) if words else None

@@ -23,7 +23,10 @@ from bench.vm.guest_program import guest_program
 from bench.vm.kernel import GuestKernel
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console")
-ROOT_MODULES = {"shared-ro": ("erofs", "overlay")}
+ROOT_MODULES = {
+    "shared-ro": ("erofs", "overlay"),
+    "shared-dax": ("virtio_pmem", "nd_pmem", "erofs", "overlay"),
+}
 """What the root file system needs, by storage; all others are ext4."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LONGEST_DESCRIPTION = 65_000
@@ -164,7 +167,10 @@ def module_files(modules: Path, names: Sequence[str]) -> list[Path]:
             path, needs = depends[name]
             files.update(dict.fromkeys([*reversed(needs), path]))  # modules.dep lists the nearest dependency first
         elif name not in builtin:
-            raise HostError(f"the guest kernel in {modules} has no {name}", hint="bench image build")
+            raise HostError(
+                f"the guest kernel in {modules} has no {name}",
+                hint="bench image build fetches it anew; if it still has none: another vm.storage, or vm.kernel=micro",
+            )
     return [modules / path for path in files]
 
 

@@ -23,6 +23,7 @@ from bench.vm.kernel_build import build_micro
 _PER_GUEST = "bench.hostname=ID bench.address=IP/PREFIX bench.gateway=IP"
 _PER_CLONE = "its identity comes after it is restored"
 _SETS = "libvirt is told not to use QEMU's cpu-unavailable-features, and asks for sets of CPU features instead of each"
+_PMEM = f"QEMU's own options: -object {domain.DAX_BACKEND} -device virtio-pmem-pci; libvirt would map the file writable"
 
 
 class Supplies(Struct, frozen=True):
@@ -45,8 +46,8 @@ def supply(cache: Path, images: ImageStore, spec: InstanceSpec, settings: VmSett
         kernel=kernel,
         initrd=str(initramfs.payload_initramfs(cache, kernel, spec.image, spec.payload, settings.storage)),
         root=str(
-            disks.erofs_image(images, spec.image)
-            if settings.storage == "shared-ro"
+            disks.erofs_image(images, spec.image, dax=settings.storage == "shared-dax")
+            if settings.storage in domain.SHARED
             else disks.ext4_template(images, spec.image, settings.disk)
         ),
         accel=found,
@@ -66,7 +67,7 @@ def distribution_kernel(cache: Path) -> GuestKernel:
 def root_disk(path: Path, supplies: Supplies, settings: VmSettings) -> Iterator[tuple[str, tuple[str, ...]]]:
     """(the disk a guest gets, files of it that are its own); those are removed at the end."""
     template = Path(supplies.root)
-    if settings.storage == "shared-ro":
+    if settings.storage in domain.SHARED:
         yield supplies.root, ()
         return
     make = {"copy": disks.copy_disk, "reflink": disks.reflink_disk, "qcow2-backing": disks.qcow2_overlay}
@@ -79,7 +80,7 @@ def root_disk(path: Path, supplies: Supplies, settings: VmSettings) -> Iterator[
 
 def shared_files(supplies: Supplies, settings: VmSettings) -> tuple[str, ...]:
     """Files on disk that this guest shares with its like."""
-    root = (supplies.root,) if settings.storage in ("qcow2-backing", "shared-ro") else ()
+    root = (supplies.root,) if settings.storage in ("qcow2-backing", *domain.SHARED) else ()
     state = (supplies.saved.state,) if supplies.saved else ()
     return (*root, *state, supplies.kernel.vmlinuz, supplies.initrd)
 
@@ -94,6 +95,7 @@ def describe(profile: str, supplies: Supplies, settings: VmSettings) -> Mapping[
     }  # fmt: skip
     deviations = [_SETS] if settings.cpu_query == "sets" else []
     deviations += [f"QEMU's own option: -machine {domain.BARE_CHIPSET}"] if settings.chipset == "bare" else []
+    deviations += [_PMEM] if settings.storage == "shared-dax" else []
     if deviations:
         known["deviation"] = "; ".join(deviations)
     if supplies.saved:

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.config import PROFILES
+from bench.config.profiles import PROFILES
 from bench.errors import CommandError, HostError, ImageError, LaunchError, UsageError
 from bench.images.build import is_static
 from bench.linux.subreaper import Reaper
@@ -62,6 +62,10 @@ def a_domain(name: str) -> domain.Domain:
     if name == "vm-microvm":
         settings = msgspec.structs.replace(profile_settings("micro"), machine="microvm", balloon="default")
         return domain.make_domain(spec(), settings, "tcg", KERNEL, initrd, PLACE)
+    if name == "vm-dax":
+        settings = msgspec.structs.replace(profile_settings("micro"), storage="shared-dax")
+        place = dataclasses.replace(PLACE, disk="/cache/images/disks/0-dax.erofs", size=4 * MIB)
+        return domain.make_domain(spec(), settings, "tcg", KERNEL, initrd, place)
     if name == "vm-reporting":
         settings = VmSettings(tb_cache=8 * MIB, ksm=False, devices="minimal", balloon="reporting")
         return domain.make_domain(spec(2.0), settings, "kvm", KERNEL, initrd, PLACE)
@@ -76,7 +80,7 @@ def profile_settings(profile: str) -> VmSettings:
 
 DOMAINS = (
     "vm-stock-tcg", "vm-stock-kvm", "vm-qcow2-alone-quota", "vm-reporting", "vm-lean", "vm-micro",
-    "vm-microvm", "vm-clone-template", "vm-clone",
+    "vm-microvm", "vm-clone-template", "vm-clone", "vm-dax",
 )  # fmt: skip
 
 
@@ -167,6 +171,19 @@ def test_macs_differ_where_addresses_do() -> None:
     assert len({domain.mac_of(f"198.18.{a}.{b}") for a in range(16) for b in range(256)}) == 4096
 
 
+def test_a_root_that_is_memory_is_beside_the_guest_s_ram() -> None:
+    """libvirt rounds RAM up to MiB, and QEMU refuses a maximum that RAM and root do not fit in."""
+    settings = VmSettings(storage="shared-dax", memory=48 * MIB + 1)
+    place = dataclasses.replace(PLACE, size=4 * MIB)
+    made = domain.make_domain(spec(), settings, "tcg", KERNEL, "/i", place)
+    assert made.disk is None
+    assert made.arguments is not None
+    words = [word.value for word in made.arguments.words]
+    assert words[:2] == ["-m", f"slots=1,maxmem={(49 + 4) * MIB}B"]
+    assert "readonly=on" in words[3].split(",")
+    assert "bench.root=shared-dax" in made.boot.cmdline.split()
+
+
 @pytest.mark.parametrize(("cpus", "quota"), [(1.0, None), (2, None), (0.5, 50_000), (1.5, 150_000)])
 def test_a_quota_only_for_a_fraction_of_a_cpu(cpus: float, quota: int | None) -> None:
     made = domain.cpu_quota(cpus)
@@ -236,6 +253,14 @@ def test_modules_come_after_what_they_need(tmp_path: Path) -> None:
 def test_a_module_that_is_nowhere_is_named(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="virtio_net"):
         initramfs.module_files(modules_tree(tmp_path / "m"), ("virtio_net",))
+
+
+def test_a_kernel_without_persistent_memory_is_refused(tmp_path: Path) -> None:
+    kernel_without = msgspec.structs.replace(KERNEL, modules=str(modules_tree(tmp_path / "m")))
+    names = initramfs.ROOT_MODULES["shared-dax"]
+    with pytest.raises(HostError, match="no virtio_pmem") as caught:
+        initramfs.guest_entries(b"", kernel_without, b"", names)
+    assert "another vm.storage" in (caught.value.hint or "")
 
 
 def test_a_payload_is_described_word_for_word() -> None:

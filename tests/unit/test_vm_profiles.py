@@ -15,7 +15,8 @@ import msgspec
 import pytest
 
 from bench import process
-from bench.config import PROFILES, load_scenario
+from bench.config.loader import load_scenario
+from bench.config.profiles import PROFILES
 from bench.errors import ConfigError, HostError, LaunchError, UsageError
 from bench.images import disks
 from bench.linux import hugepages
@@ -53,6 +54,20 @@ def test_microvm_with_a_kernel_that_wants_pci_is_refused() -> None:
     domain.check(VmSettings(machine="microvm", kernel="micro"))
 
 
+def test_what_a_root_that_is_memory_does_not_go_with(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="shared-dax") as caught:
+        domain.check(VmSettings(machine="microvm", kernel="micro", storage="shared-dax"))
+    assert "vm.machine=q35" in (caught.value.hint or "")
+    for kernel in ("micro", "distribution"):
+        domain.check(msgspec.convert({"kernel": kernel, "storage": "shared-dax"}, VmSettings))
+    with pytest.raises(UsageError, match="power themselves off") as caught:
+        domain.check(VmSettings(start="clone", storage="shared-dax"))
+    assert "vm.stop=destroy" in (caught.value.hint or "")
+    domain.check(VmSettings(start="clone", storage="shared-dax", stop="destroy"))
+    made = scenario(tmp_path, "vm.storage=shared-ro,shared-dax")
+    assert made.sweep == {"vm.storage": ("shared-ro", "shared-dax")}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -80,6 +95,10 @@ def test_what_is_stored_tells_profiles_apart() -> None:
     stock = supplies.describe("stock", msgspec.structs.replace(made, saved=None), VmSettings())
     assert not set(told) & set(stock)
     assert "stock: deviation" not in stock
+    dax = supplies.describe("stock", made, VmSettings(storage="shared-dax"))
+    assert "virtio-pmem-pci" in dax["stock: deviation"]
+    assert "bench.root=shared-dax" in dax["stock: kernel command line"]
+    assert "/r" in supplies.shared_files(made, VmSettings(storage="shared-dax"))
 
 
 # --- a clone's record --------------------------------------------------------------------------------------------

@@ -169,17 +169,30 @@ static void join_as_told(char *address) {
 
 /* --- root and devices ------------------------------------------------------------------------------------------- */
 
+/* erofs goes on without DAX where the device can't, and only its mount options tell. */
+static void need_dax(const char *device) {
+    static char mounts[2048];
+    read_file("/proc/mounts", mounts, sizeof mounts);
+    for (const char *at = mounts; *at; at++)
+        if (begins(at, ",dax=always")) return;
+    fail("there is no DAX for the root device ", device);
+}
+
 static void mount_root(void) {
     char kind[32];
-    await(there, "/dev/vda", "no root device ");
-    if (!same(word("bench.root=", kind, sizeof kind), "shared-ro")) {
-        need(SYS5(mount, "/dev/vda", "/root", "ext4", MS_NOATIME, 0), "cannot mount the root device ", "/dev/vda");
+    int dax = same(word("bench.root=", kind, sizeof kind), "shared-dax");
+    const char *device = dax ? "/dev/pmem0" : "/dev/vda";
+    await(there, device, "no root device ");
+    if (!dax && !same(kind, "shared-ro")) {
+        need(SYS5(mount, device, "/root", "ext4", MS_NOATIME, 0), "cannot mount the root device ", device);
         return;
     }
     /* What all guests share below, this guest's changes in its memory above. */
     mount("changes", "/run", "tmpfs", 0, "mode=755");
     folder("/run/image"), folder("/run/upper"), folder("/run/work");
-    need(SYS5(mount, "/dev/vda", "/run/image", "erofs", MS_RDONLY, 0), "cannot mount the root device ", "/dev/vda");
+    long mounted = SYS5(mount, device, "/run/image", "erofs", MS_RDONLY, dax ? "dax" : 0);
+    need(mounted, "cannot mount the root device ", device);
+    if (dax) need_dax(device);
     mount("overlay", "/root", "overlay", 0, "lowerdir=/run/image,upperdir=/run/upper,workdir=/run/work");
 }
 
