@@ -17,9 +17,10 @@ from typing import Literal
 
 from bench.drivers.base import Driver, Instance
 from bench.errors import BenchError
-from bench.model import Containment, Finding, FindingRecord, InstanceSpec, Limits, PhaseLog
+from bench.model import InstanceSpec, Limits, PhaseLog
 from bench.plan import BATTERY_ROOM, Trial
 from bench.probes.base import Answer, Probe, Scene, World
+from bench.records import Containment, Finding, FindingRecord
 
 log = logging.getLogger(__name__)
 

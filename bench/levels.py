@@ -6,7 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-from bench.model import GIB, MIB, Aggressor, Limits, LimitsOf, Victim
+from bench.model import GIB, MIB, Limits
+from bench.records import Aggressor, LimitsOf, Victim
 
 MOST_TOUCHED = 1 << 20  # MiB
 GUEST_NEEDS = 32

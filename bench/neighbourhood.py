@@ -25,17 +25,7 @@ from bench.drivers.base import Driver, Instance
 from bench.errors import BenchError, LaunchError
 from bench.levels import Neighbours
 from bench.limiters import Stop
-from bench.model import (
-    Aggressor,
-    Footprint,
-    HttpCheck,
-    InstanceSpec,
-    Limits,
-    LimitsOf,
-    Press,
-    Times,
-    Use,
-)
+from bench.model import Footprint, HttpCheck, InstanceSpec, Limits
 from bench.plan import NEIGHBOUR_ROOM, Trial
 from bench.probes.neighbours.cells import Cell, amount, cells
 from bench.probes.neighbours.uses import Watch, charge_of, uses
@@ -49,6 +39,7 @@ from bench.probes.neighbours.work import (
     work_words,
     worked,
 )
+from bench.records import Aggressor, LimitsOf, Press, Times, Use
 from bench.service import Ask
 
 log = logging.getLogger(__name__)
@@ -59,7 +50,7 @@ _VICTIM = "victim"
 
 
 class Measured(Struct, frozen=True):
-    """Of one experiment; see model.NeighbourRecord."""
+    """Of one experiment; see records.NeighbourRecord."""
 
     times: Times | None = None
     press: Press | None = None

@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from bench.config import Scenario, settings_for
+from bench.config.scenario import Scenario, settings_for
 from bench.errors import ConfigError
 from bench.model import MIB, Condition, VmSettings, condition_text, target_name
 from bench.sweep import COLD, CONCURRENCY, conditions

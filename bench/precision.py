@@ -11,7 +11,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from bench.model import Precision
+from bench.records import Precision
 
 LEAST_ROUNDS = 10
 IN_A_ROW = 2

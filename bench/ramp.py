@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from bench.drivers.base import Instance
 from bench.limiters import Stop
-from bench.model import InstanceSpec, Outcome, PhaseLog, Reading
+from bench.model import InstanceSpec, PhaseLog, Reading
 from bench.plan import Trial
+from bench.records import Outcome
 
 
 @dataclass

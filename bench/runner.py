@@ -14,45 +14,34 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from collections.abc import Iterator, Sequence
+from typing import TypedDict
 
 import msgspec
 
 from bench import cold
-from bench.config import Scenario, payload_for, settings_for
-from bench.drivers.base import Driver, Instance, Pooling, Sourced
+from bench.config.scenario import Scenario, payload_for, settings_for
+from bench.drivers.base import Instance, Pooling, Sourced
+from bench.endings import conclude
 from bench.errors import BenchError, Interrupted, LaunchError, ReadyTimeoutError
 from bench.flight import Flown
-from bench.ksm import Ksm
+from bench.job import Job, Sink
 from bench.limiters import Stop, as_launch_error, limiter_of
-from bench.linux import cgroups, endpoints, http_load
+from bench.linux import cgroups, endpoints
 from bench.model import (
     Condition,
-    Footprint,
-    Image,
     InstanceSpec,
-    LaunchRecord,
-    Limits,
-    Outcome,
     Payload,
     Phase,
     PhaseLog,
     Reading,
-    Record,
-    RunId,
-    StepRecord,
-    TeardownRecord,
-    TrialRecord,
     condition_text,
     target_name,
 )
-from bench.plan import Plan, Trial
+from bench.plan import Trial
 from bench.ramp import Live, Ramp
-from bench.samplers.base import Sampler
-from bench.service import Ask, Verdict, Watch
+from bench.records import LaunchRecord, Outcome, StepRecord, TeardownRecord, TrialRecord
+from bench.service import Verdict, Watch
 from bench.sweep import COLD
 from bench.variants import Variants
 from bench.waves import Crew, wave
@@ -61,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class _LabelFields(TypedDict):
-    """The fields of model.Labels."""
+    """The fields of records.Labels."""
 
     trial: str
     driver: str
@@ -70,52 +59,6 @@ class _LabelFields(TypedDict):
     round: int
     date: float
     condition: Condition
-
-
-class Sink(Protocol):
-    """Where records go."""
-
-    def append(self, record: Record) -> None: ...
-    def sync(self) -> None: ...
-
-
-class Progress(Protocol):
-    """Who is told what happens."""
-
-    def trial(self, trial: Trial) -> None: ...
-    def doing(self, text: str) -> None: ...
-    def launched(self, trial: Trial, record: LaunchRecord) -> None: ...
-    def ended(self, record: TrialRecord) -> None: ...
-
-
-class Headroom(Protocol):
-    """What the host has left above its reserve; see bench.headroom."""
-
-    def stop(self, limits: Limits) -> Stop | None: ...
-    def said(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Job:
-    """All a run needs; built by the session."""
-
-    run: RunId
-    scenario: Scenario
-    plan: Plan
-    image: Image
-    payload: Payload
-    drivers: Mapping[str, Driver]
-    samplers: Sequence[Sampler]
-    progress: Progress
-    logs: str
-    headroom: Headroom
-    cpu_seconds: Callable[[Footprint], float | None]
-    accelerators: Callable[[str], str | None]  # driver name -> accelerator of its guests
-    shield: Callable[[], AbstractContextManager[None]]
-    deadline: float | None = None  # time.monotonic() after which no launch begins
-    enough: Callable[[int], bool] = lambda number: False  # whether the run ends with this round
-    ask: Ask = http_load.ask  # how instances are asked whether they are useful
-    ksm: Ksm | None = None  # the host's merging of equal pages, if it may be switched
 
 
 class Runner:
@@ -443,10 +386,7 @@ class Runner:
             to_limit=ramp.trial.to_limit,
             useful=ramp.useful,
         )
-        self._sink.append(record)
-        self._sink.sync()
-        self._job.progress.ended(record)
-        return record
+        return conclude(self._job, self._sink, record)
 
     def _labels(self, trial: Trial) -> _LabelFields:
         return {

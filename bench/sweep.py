@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.model import Condition, condition_text
 
 if TYPE_CHECKING:
-    from bench.config import Scenario
+    from bench.config.scenario import Scenario
 
 MOST_CONDITIONS = 100
 """Of one driver: more is a slip of the keyboard, not a plan."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from bench.config import Scenario, with_values
+from bench.config.options import with_values
+from bench.config.scenario import Scenario
 from bench.model import Condition, condition_text
 
 

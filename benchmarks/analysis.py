@@ -17,8 +17,8 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from bench.drivers.synthetic import Costs
-from bench.model import NoteRecord
 from bench.process import run
+from bench.records import NoteRecord
 from bench.store import RunData, RunWriter, read_run
 from bench.verbs.synthetic import Design, measured
 

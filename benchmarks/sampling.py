@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import random
 import statistics
 import sys
 import time
@@ -18,20 +17,15 @@ from contextlib import ExitStack, contextmanager
 
 from msgspec import Struct
 
-from bench.config import BUILTIN_PAYLOADS
+from bench.config.scenario import BUILTIN_PAYLOADS
 from bench.drivers.base import Instance
 from bench.drivers.container import ContainerDriver
 from bench.drivers.context import RunContext
-from bench.drivers.network import RunNetwork
-from bench.images.store import ImageStore
-from bench.linux.lines import LineHub
 from bench.model import ContainerSettings, InstanceSpec, Limits, PhaseLog
-from bench.paths import cache_dir
 from bench.samplers import default_samplers
 from bench.samplers.base import Sampler
 from bench.samplers.scratch import ScratchSampler
-from bench.verbs.registry import Entry, registered
-from bench.verbs.session import new_run_id
+from benchmarks.own_run import own_run
 
 COUNT, SAMPLES = 1_000, 7
 BOUND = 3.0  # seconds
@@ -51,23 +45,16 @@ class Cost(Struct, frozen=True):
 
 @contextmanager
 def crowd(count: int) -> Iterator[tuple[RunContext, list[Instance]]]:
-    """So many idle containers of the default profile; registered as a run is, so that `bench clean` finds them."""
-    run = new_run_id("sampling", time.time(), random.SystemRandom())
-    network, images = RunNetwork(run), ImageStore(cache_dir() / "images")
+    """So many idle containers of the default profile."""
     with ExitStack() as stack:
-        state = stack.enter_context(registered(Entry(run, os.getpid(), "", None)))
-        logs = state / "logs"
-        logs.mkdir()
-        hub = stack.enter_context(LineHub())
-        context = RunContext(run=run, state=state, images=images, hub=hub, network=network)
+        context, logs = stack.enter_context(own_run("sampling"))
         context.launcher.start()
-        stack.callback(context.launcher.close)
-        stack.callback(network.close)
         driver = ContainerDriver(context)
         stack.callback(driver.close)
+        image = context.images.resolve("default")
         specs = [
             InstanceSpec(
-                run=run, driver="container", profile="default", number=number, image=images.resolve("default"),
+                run=context.run, driver="container", profile="default", number=number, image=image,
                 payload=BUILTIN_PAYLOADS["idle"], limits=Limits(), settings=ContainerSettings(), logs=str(logs),
                 ramp=count,
             )

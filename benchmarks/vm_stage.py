@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import os
-import random
 import re
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from bench.config import BUILTIN_PAYLOADS, PROFILES
+from bench.config.profiles import PROFILES
+from bench.config.scenario import BUILTIN_PAYLOADS
 from bench.drivers.context import RunContext
-from bench.drivers.network import RunNetwork
 from bench.drivers.vm import VmDriver, VmInstance
-from bench.images.store import ImageStore
 from bench.linux.hugepages import children_may_have
-from bench.linux.lines import LineHub
 from bench.model import MIB, InstanceSpec, Limits, Payload, PhaseLog, VmSettings
-from bench.paths import cache_dir
-from bench.verbs.registry import Entry, registered
-from bench.verbs.session import new_run_id
 from bench.vm.reap import domain_prefix
 from bench.vm.sockets import Listener, detach
+from benchmarks.own_run import own_run
 
 PATIENCE = 120.0
 READY = "bench-ready"
@@ -73,19 +67,8 @@ class Stage:
 
 @contextmanager
 def stage(payload: Payload = BUILTIN_PAYLOADS["httpd"]) -> Iterator[Stage]:
-    """Registered as a run is: if this process is killed, `bench clean` finds and removes what it made."""
-    run = new_run_id("vm", time.time(), random.SystemRandom())
-    network, images = RunNetwork(run), ImageStore(cache_dir() / "images")
-    with ExitStack() as stack:
-        state = stack.enter_context(registered(Entry(run, os.getpid(), "", None)))
-        logs = state / "logs"
-        logs.mkdir()
-        hub = stack.enter_context(LineHub())
-        context = RunContext(run=run, state=state, images=images, hub=hub, network=network)
-        stack.callback(context.launcher.close)
-        stack.callback(network.close)
-        driver = VmDriver(context)
-        stack.callback(driver.close)
+    """In a run of its own, gone at the end."""
+    with own_run("vm") as (context, logs), closing(VmDriver(context)) as driver:
         yield Stage(context, driver, logs, payload)
 
 

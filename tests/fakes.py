@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from bench.config import Scenario, load_scenario, payload_for
+from bench.config.loader import load_scenario
+from bench.config.scenario import Scenario, payload_for
 from bench.errors import LaunchError, ReadyTimeoutError
 from bench.headroom import Kept, Levels, shortage
+from bench.job import Job
 from bench.limiters import Stop
 from bench.model import (
     Completed,
@@ -16,19 +18,16 @@ from bench.model import (
     HostFacts,
     Image,
     InstanceSpec,
-    LaunchRecord,
     Leftover,
     Limits,
     Phase,
     PhaseLog,
     Reading,
-    Record,
     RunId,
     Support,
-    TrialRecord,
-)  # fmt: skip
+)
 from bench.plan import Trial, make_plan
-from bench.runner import Job
+from bench.records import LaunchRecord, Record, TrialRecord
 
 RUN = RunId("20261124-000000-test-abc123")
 IMAGE = Image("fake", "sha256:0", ("sha256:1",))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import Struct
 
 from bench.analysis.isolation import Target
-from bench.model import Axis, Exposed, ExposureRecord, TrialRecord
+from bench.records import Axis, Exposed, ExposureRecord, TrialRecord
 from bench.store import RunData
 
 TITLES: Mapping[Axis, str] = {
@@ -18,6 +18,8 @@ TITLES: Mapping[Axis, str] = {
     "setup": "Set-up of the instance's host processes",
 }
 """In the order they are shown."""
+LISTED: Sequence[Axis] = ("facts", "setup")
+"""Shown item by item where all is asked for; of the others there are too many: `bench query`."""
 
 
 class Span(Struct, frozen=True):

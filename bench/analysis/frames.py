@@ -10,16 +10,8 @@ import pandas as pd
 from msgspec import Struct, field
 from numpy.typing import NDArray
 
-from bench.model import (
-    LaunchRecord,
-    Outcome,
-    Phase,
-    StepRecord,
-    TeardownRecord,
-    TrialRecord,
-    condition_text,
-    target_name,
-)
+from bench.model import Phase, condition_text, target_name
+from bench.records import LaunchRecord, Outcome, StepRecord, TeardownRecord, TrialRecord
 from bench.store import RunData
 
 Floats = NDArray[np.float64]

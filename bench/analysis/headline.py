@@ -11,8 +11,9 @@ from msgspec import Struct
 from bench.analysis.frames import Frames, Series, frames
 from bench.analysis.resampling import Estimate, generator, ratio
 from bench.analysis.summary import sample_of
-from bench.model import GIB, Summary
+from bench.model import GIB
 from bench.store import RunData
+from bench.summary import Summary
 
 COUNT = "count"  # the limiter of a ramp that reached the N asked for
 

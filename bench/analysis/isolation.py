@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from msgspec import Struct
 
-from bench.model import Containment, Finding, FindingRecord, TrialRecord
+from bench.records import Containment, Finding, FindingRecord, Severity, TrialRecord
 from bench.store import RunData
 
 WORST = (
@@ -42,8 +43,8 @@ class Row(Struct, frozen=True):
 
     probe: str
     claim: str
-    severity: str
-    place: str
+    severity: Severity
+    place: Literal["process", "guest"]
     control: Finding | None
     cells: Mapping[str, Cell]
 

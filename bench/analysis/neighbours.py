@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from bench.analysis.isolation import Target
 from bench.analysis.resampling import Estimate, generator, ramp_sample
-from bench.model import Beside, LimitsOf, NeighbourRecord, TrialRecord, Victim
+from bench.records import Beside, LimitsOf, NeighbourRecord, TrialRecord, Victim
 from bench.store import RunData
 
 BESIDE = 0.9

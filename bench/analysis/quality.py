@@ -17,9 +17,10 @@ from bench.analysis.modes import two_modes
 from bench.analysis.resampling import MANY, Estimate, generator, ramp_sample
 from bench.analysis.slopes import bends
 from bench.analysis.summary import used_memory
-from bench.model import DISTURBED, NoteRecord, Outcome, Summary
 from bench.precision import precision_said
+from bench.records import DISTURBED, NoteRecord, Outcome
 from bench.store import RunData
+from bench.summary import Summary
 
 WIDE = 0.10  # of the median: the interval of a headline metric
 ROUNDS = 6  # the least we would build on; a permutation test of fewer than four against four shows nothing

@@ -12,8 +12,9 @@ from bench.analysis.frames import POOL, STARTUP, Frames, Name, Series, frames
 from bench.analysis.resampling import Floats, Sample, generator, quantile, quantile_sample
 from bench.analysis.slopes import fit, fixed_sample, slope_sample
 from bench.metrics import METRICS, summary_metrics
-from bench.model import Outcome, Summary, SummaryRow
+from bench.records import Outcome
 from bench.store import RunData
+from bench.summary import Summary, SummaryRow
 
 Samples = Mapping[tuple[Series, str], Sample]
 

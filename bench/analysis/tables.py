@@ -13,19 +13,18 @@ import pandas as pd
 from msgspec import Struct
 
 from bench.analysis.frames import STARTUP
-from bench.model import (
+from bench.model import Phase, condition_text
+from bench.records import (
     ExposureRecord,
     FindingRecord,
     Labels,
     LaunchRecord,
     NeighbourRecord,
     NoteRecord,
-    Phase,
     Record,
     StepRecord,
     TeardownRecord,
     TrialRecord,
-    condition_text,
 )
 from bench.store.reader import RunData, find_run, read_run
 

@@ -15,7 +15,7 @@ from bench.analysis.neighbours import neighbours, worst
 from bench.analysis.resampling import Estimate
 from bench.analysis.summary import summarise
 from bench.errors import UsageError
-from bench.model import Containment, LimitsOf
+from bench.records import Containment, LimitsOf
 from bench.store import RunData
 
 Gain = Literal["per_gib", "startup"]

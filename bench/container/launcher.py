@@ -16,6 +16,7 @@ import select  # part of the interpreter
 import sys
 import time
 
+from bench.container.becoming import Ends, Failed, await_exec, check_became, told
 from bench.container.init import Borrower, Child, Place, Recipe, Streams, group_paths, make_groups
 from bench.container.wirer import Wirer
 from bench.linux import cgroups, messages, netlink, program, syscalls
@@ -36,45 +37,7 @@ _NEEDED = {
 _GROUP_TIMEOUT = 10.0  # s; a killed process leaves its groups within milliseconds unless the kernel is stuck
 _GO = b"g"
 _BROKEN = 70  # exit status: EX_SOFTWARE
-_FORKNOEXEC, _EXITING = 0x40, 4  # of a process's flags: forked and not yet exec'd; on its way out
-_EPERM, _EBUSY, _SIGSYS = 1, 16, 31
-_FILTERED = ": its seccomp filter forbids a call that comes after it"
-
-
-class Failed(Exception):
-    """A launch that ended before exec; `report` names the step."""
-
-    def __init__(self, report: dict[str, object]) -> None:
-        super().__init__(str(report))
-        self.report = report
-
-
-class Ends:
-    """Descriptors of one launch; whatever is still open is closed when the context ends."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, int] = {}
-
-    def __enter__(self) -> Ends:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close(*self._open)
-
-    def __getitem__(self, end: str) -> int:
-        return self._open[end]
-
-    def add(self, **ends: int) -> None:
-        self._open.update(ends)
-
-    def close(self, *ends: str) -> None:
-        for end in tuple(ends):
-            if (fd := self._open.pop(end, None)) is not None:
-                os.close(fd)
-
-    def take(self, *ends: str) -> tuple[int, ...]:
-        """Hand those ends that are there to someone else, who closes them."""
-        return tuple(self._open.pop(end) for end in ends if end in self._open)
+_EBUSY = 16
 
 
 class Launcher:
@@ -158,8 +121,8 @@ class Launcher:
             created = time.monotonic_ns()
             try:
                 self._outfit(recipe, place, pid, ends)
-                said = _await_exec(ends, recipe.terminal)
-                _check_became(pid, said)
+                said = await_exec(ends, recipe.terminal)
+                check_became(pid, said)
             except (OSError, Failed):
                 self._discard(pid)
                 raise
@@ -186,7 +149,7 @@ class Launcher:
                     self.running.add(pid)
                     self._discard(pid)
                     child.settle()
-                raise _told(error, recipe, place, child.untied) from error
+                raise told(error, recipe, place, child.untied) from error
             finally:
                 syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
             started = time.monotonic_ns()
@@ -259,8 +222,8 @@ class Launcher:
         with Ends() as ends:
             ends.add(status=self.held.pop(request["pid"]))
             os.write(ends["status"], _GO)
-            said = _await_exec(ends, False)
-            _check_became(request["pid"], said)
+            said = await_exec(ends, False)
+            check_became(request["pid"], said)
             return said, ()
 
     def exec(self, request: dict[str, Any], fds: Sequence[int]) -> Answer:
@@ -291,7 +254,7 @@ class Launcher:
             self.running.add(pid)
             ends.close("child_status", "child_output", "child_errors")
             try:
-                _await_exec(ends, recipe.terminal)
+                await_exec(ends, recipe.terminal)
             except Failed:
                 self._await_end(pid)  # by itself: killed, it would leave its own child to nobody
                 self.exited.pop(pid, None)
@@ -386,17 +349,6 @@ class Launcher:
             self.exited[pid] = code if code >= 0 else 128 - code
 
 
-def _told(error: OSError, recipe: Recipe, place: Place, untied: str) -> Failed:
-    """What went wrong in a child that had our memory, as one with its own would report it."""
-    if untied:
-        step: list[Any] = [untied]
-    elif isinstance(error, program.StepError) and error.step < len(recipe.steps):
-        step = recipe.steps[error.step]
-    else:
-        step = [error.filename] if error.filename else ["exec", (place.argv or recipe.argv)[0]]
-    return Failed({"step": step, "errno": error.errno or 0, "error": str(error)})
-
-
 def _removed(path: str) -> bool:
     """Whether an empty group is gone now; False if something is in it or below it."""
     try:
@@ -471,48 +423,6 @@ def _join_and_clone(joins: list[tuple[str, int]], namespaces: int, group: str, s
     if pid:
         os.write(say, messages.encode({"pid": pid}))
     return pid
-
-
-def _await_exec(ends: Ends, terminal: bool) -> dict[str, Any]:
-    """What the child says on its way, and when exec closed its end: `started`. Raises Failed with a step's report."""
-    said: dict[str, Any] = {}
-    while True:
-        report, fds = _receive(ends["status"]) if terminal else (messages.read(ends["status"]), ())
-        at = time.monotonic_ns()
-        if fds:
-            ends.add(output=fds[0])
-        if report is None:
-            return {**said, "started": at}
-        if "errno" in report:
-            raise Failed(report)
-        said.update(report)
-        if "held" in report:
-            return said
-
-
-def _check_became(pid: int, said: dict[str, Any]) -> None:
-    """Raises Failed if exec did not close its status socket, but death by a signal: of its own filter, most often.
-
-    A zombie still says so (field 9 of its stat), and what it died of (the last field).
-    """
-    if "started" not in said:
-        return
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    flags, status = int(fields[6]), int(fields[-1])
-    if flags & _FORKNOEXEC and flags & _EXITING and os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        by = f"killed by signal {number} before it was the payload"
-        raise Failed({"step": ["exec"], "errno": _EPERM, "error": by + _FILTERED * (number == _SIGSYS)})
-
-
-def _receive(fd: int) -> tuple[Any, list[int]]:
-    """A message with the descriptors beside it."""
-    link = _socket.socket(fileno=os.dup(fd))
-    try:
-        return messages.receive(link, 1)
-    finally:
-        link.close()
 
 
 def main(fd: int) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bench.model import Containment, Finding, Severity
 from bench.probes.base import Scene
 from bench.probes.judges import by_kernel, by_secret
 from bench.probes.program import attack
+from bench.records import Containment, Finding, Severity
 
 Words = Callable[[Scene], Sequence[str]]
 

@@ -9,7 +9,8 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from bench.drivers.base import Instance
-from bench.model import Finding, Limits, Severity
+from bench.model import Limits
+from bench.records import Finding, Severity
 
 
 class Answer(Struct, frozen=True):

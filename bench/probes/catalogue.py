@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bench.model import Containment
 from bench.probes import destruction, special
 from bench.probes.attacks import Attack, asks, reads
 from bench.probes.base import Probe
+from bench.records import Containment
 
 _DEGRADED = Containment.DEGRADED
 _SYSRQ, _PANIC = "/proc/sysrq-trigger", "/proc/sys/kernel/panic"

@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 
 from bench.errors import BenchError
-from bench.model import MIB, Containment, Finding, Limits
+from bench.model import MIB, Limits
 from bench.probes.base import Answer, Scene
 from bench.probes.judges import by_kernel
 from bench.probes.program import attack, describe, parse
+from bench.records import Containment, Finding
 
 DISK = 200  # MiB
 FILES = 2_000

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 
-from bench.model import Containment, Finding
 from bench.probes.base import Answer, Scene
 from bench.probes.program import describe
+from bench.records import Containment, Finding
 
 ABSENT = frozenset({errno.ENOSYS, errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP})
 """A kernel that lacks something says so; a boundary says EPERM or EACCES."""

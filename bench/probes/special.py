@@ -6,10 +6,10 @@ import secrets
 import socket
 import time
 
-from bench.model import Containment, Finding
 from bench.probes.base import Answer, Scene
 from bench.probes.judges import by_kernel, by_secret
 from bench.probes.program import attack, describe
+from bench.records import Containment, Finding
 
 _HOST_NAME = "/proc/sys/kernel/hostname"
 _SIGNAL_TAKES = 0.1  # seconds until the canary has written what it got

@@ -25,8 +25,9 @@ from bench.analysis.resampling import MANY, PLENTY
 from bench.analysis.takes import disk_taken
 from bench.analysis.tradeoff import tradeoffs
 from bench.metrics import METRICS, Metric
-from bench.model import LaunchRecord, NoteRecord, Outcome, Summary, TrialRecord, to_json
+from bench.model import to_json
 from bench.precision import precision_said
+from bench.records import LaunchRecord, NoteRecord, Outcome, TrialRecord
 from bench.report import format
 from bench.report.answer import COMPARED, TCG, answer
 from bench.report.exposure import section as exposure_section
@@ -38,6 +39,7 @@ from bench.report.svg import PALETTE
 from bench.report.tradeoff import drawings
 from bench.store import RunData
 from bench.store.files import make_folder, not_writable, write_atomic
+from bench.summary import Summary
 
 _SHAPES = ("●", "■", "▲", "◆", "▼", "✚")  # in the order of svg.MARKERS
 _BYTES = frozenset({"memory_total", "memory_available", "swap_total", "empty_memcg_bytes", "empty_netns_bytes"})

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from bench.analysis.isolation import Target
 from bench.analysis.neighbours import Neighbourly, worst
-from bench.model import LimitsOf
+from bench.records import LimitsOf
 from bench.report import format
 
 _UNITS = {"cpus": "CPUs", "memory": "bytes", "pids": "count"}

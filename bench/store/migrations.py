@@ -1,8 +1,8 @@
 """Old run folders are brought up to date as they are read; their files are never rewritten.
 
 A change that readers of the version before would misread (a field renamed, its unit or its sense changed) raises
-`model.SCHEMA` and adds the step from the version before to `STEPS`. A field that is merely added does neither: it has a
-default. Every version keeps a sample in tests/unit/data/runs.
+`records.SCHEMA` and adds the step from the version before to `STEPS`. A field that is merely added does neither: it
+has a default. Every version keeps a sample in tests/unit/data/runs.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Struct
 
 from bench.errors import ResultsError
-from bench.model import SCHEMA, TOKEN_LENGTH, HostFacts, Record, RunInfo
+from bench.model import TOKEN_LENGTH, HostFacts
+from bench.records import SCHEMA, Record, RunInfo
 from bench.store.migrations import upgraded
 
 RUN, HOST, TRIALS, TIMINGS = "run.json", "host.json", "trials.jsonl", "startup.pyperf.json"

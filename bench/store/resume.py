@@ -11,18 +11,8 @@ from typing import Self
 import msgspec
 from msgspec import Struct
 
-from bench.model import (
-    ExposureRecord,
-    FindingRecord,
-    HostFacts,
-    LaunchRecord,
-    NoteRecord,
-    Outcome,
-    Record,
-    RunInfo,
-    TrialRecord,
-    token_of,
-)
+from bench.model import HostFacts, token_of
+from bench.records import ExposureRecord, FindingRecord, LaunchRecord, NoteRecord, Outcome, Record, RunInfo, TrialRecord
 from bench.store.files import not_writable, write_atomic
 from bench.store.reader import RUN, TRIALS, RunData, read_run
 from bench.store.writer import RunWriter, pretty

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from bench.model import LaunchRecord, Outcome, Phase, TeardownRecord, condition_text, target_name
+from bench.model import Phase, condition_text, target_name
+from bench.records import LaunchRecord, Outcome, TeardownRecord
 from bench.store.files import write_atomic
 from bench.store.reader import RunData
 

@@ -13,7 +13,8 @@ from typing import Literal, Self
 import msgspec
 
 from bench.errors import ResultsError
-from bench.model import SCHEMA, HostFacts, Precision, Record, RunInfo, TrialRecord, to_json
+from bench.model import HostFacts, to_json
+from bench.records import SCHEMA, Precision, Record, RunInfo, TrialRecord
 from bench.store.files import give_to_caller, give_tree_to_caller, make_folder, not_writable, write_atomic
 from bench.store.reader import HOST, RUN, TIMINGS, TRIALS, read_run
 from bench.store.timings import write_timings

@@ -6,7 +6,9 @@ import click
 import msgspec
 from msgspec import Struct
 
-from bench.config import Scenario, find_scenario, load_scenario
+from bench.config.find import find_scenario
+from bench.config.loader import load_scenario
+from bench.config.scenario import Scenario
 from bench.drivers.registry import driver_names
 from bench.host import host_facts, reserve_bytes
 from bench.model import HostFacts, Support

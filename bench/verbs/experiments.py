@@ -13,17 +13,19 @@ import msgspec
 from msgspec import Struct
 
 from bench import process
-from bench.config import settings_for
+from bench.config.scenario import settings_for
 from bench.drivers.base import Instance
 from bench.drivers.context import RunContext
-from bench.errors import BenchError, HostError, Interrupted
+from bench.endings import run_battery
+from bench.errors import HostError
 from bench.images.loads import PROGRAM, load_program, with_loads
-from bench.model import Image, InstanceSpec, Limits, NeighbourRecord, Outcome, RunId, TrialRecord
+from bench.job import Job, Sink
+from bench.model import Image, InstanceSpec, Limits, RunId
 from bench.neighbourhood import Kit, Measured, Neighbourhood
 from bench.paths import cache_dir
 from bench.plan import Trial
 from bench.probes.neighbours.cells import Cell
-from bench.runner import Job, Sink
+from bench.records import NeighbourRecord, TrialRecord
 
 _PATIENCE = 20.0  # seconds a program inside may take beyond its own time; a guest under tcg is slow to start one
 _BEYOND = 5.0  # seconds the host's end of a network load waits longer than the load lasts
@@ -56,37 +58,19 @@ class Experiments:
             done.append(self._trial(neighbourhood, trial, sink))
 
     def _trial(self, neighbourhood: Neighbourhood, trial: Trial, sink: Sink) -> TrialRecord:
-        self.job.progress.trial(trial)
-        outcome, limiter, evidence = Outcome.FAILED, "error", ""
-
         def keep(cell: Cell, found: Measured) -> None:
             sink.append(self._record(trial, cell, found))
 
         def spec(number: int, limits: Limits) -> InstanceSpec:
             return self._spec(trial, number, limits)
 
-        try:
+        def work() -> tuple[str, ...]:
             seed = f"{self.job.plan.seed} {trial.id}"
             driver = self.job.drivers[trial.driver]
             neighbourhood.run(trial, driver, spec, seed, keep, self.job.progress.doing)
-            outcome, limiter = Outcome.SUCCEEDED, "count"
-        except Interrupted:
-            outcome, limiter = Outcome.INTERRUPTED, "interrupted"
-            raise
-        except BenchError as error:
-            limiter, evidence = "launch", error.message
-        finally:
-            ended = TrialRecord(
-                trial=trial.id, driver=trial.driver, profile=trial.profile, payload=self.job.payload.name,
-                round=trial.round, date=time.time(), outcome=outcome, alive=3 if limiter == "count" else 0, asked=3,
-                limiter=limiter, evidence=evidence, launching_ns=0, battery=True,
-                accelerator=self.job.accelerators(trial.driver),
-            )  # fmt: skip
-            with self.job.shield():
-                sink.append(ended)
-                sink.sync()
-                self.job.progress.ended(ended)
-        return ended
+            return ()
+
+        return run_battery(self.job, sink, trial, work)
 
     def _record(self, trial: Trial, cell: Cell, found: Measured) -> NeighbourRecord:
         return NeighbourRecord(

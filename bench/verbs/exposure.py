@@ -9,16 +9,17 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
 from bench import process
-from bench.config import BUILTIN_PAYLOADS, settings_for
+from bench.config.scenario import BUILTIN_PAYLOADS, settings_for
 from bench.drivers.base import Instance
 from bench.images.build import NAME
 from bench.images.exposure import PROGRAM, exposure_program
-from bench.model import Completed, ExposureRecord, InstanceSpec, Payload, PhaseLog
+from bench.job import Job, Sink
+from bench.model import Completed, InstanceSpec, Payload, PhaseLog
 from bench.paths import cache_dir
 from bench.plan import BATTERY_ROOM, Trial
 from bench.probes.exposure.calls import Tried, tried
 from bench.probes.exposure.look import Host, kernel_of, look
-from bench.runner import Job, Sink
+from bench.records import ExposureRecord
 
 _PATIENCE = 120.0  # seconds for all calls; a guest under tcg is slow
 

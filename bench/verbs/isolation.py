@@ -12,25 +12,16 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from bench.battery import Battery, Control, Kit, Place
-from bench.config import settings_for
+from bench.config.scenario import settings_for
 from bench.drivers.base import Driver
 from bench.drivers.context import RunContext
 from bench.drivers.registry import make_driver
-from bench.errors import BenchError, Interrupted
+from bench.endings import run_battery
 from bench.images.attacks import PROGRAM, attack_program, with_attacks
 from bench.images.exposure import exposure_program, with_exposure
+from bench.job import Job, Sink
 from bench.linux import procfs
-from bench.model import (
-    MIB,
-    Finding,
-    FindingRecord,
-    HostFacts,
-    Image,
-    InstanceSpec,
-    Limits,
-    Outcome,
-    TrialRecord,
-)
+from bench.model import MIB, HostFacts, Image, InstanceSpec, Limits
 from bench.paths import cache_dir, state_dir
 from bench.plan import Trial
 from bench.probes import PROBES
@@ -38,7 +29,7 @@ from bench.probes.base import Probe, World
 from bench.probes.program import attack
 from bench.probes.unchanged import differences, snapshot
 from bench.probes.worlds import GuestWorld, host_world
-from bench.runner import Job, Sink
+from bench.records import Finding, FindingRecord, TrialRecord
 from bench.verbs.exposure import Exposures
 
 _PATIENCE = 30.0  # seconds one attack may take; guests under tcg are slow
@@ -77,9 +68,6 @@ class Batteries:
                 done.append(self._trial(battery, trial, sink))
 
     def _trial(self, battery: Battery, trial: Trial, sink: Sink) -> TrialRecord:
-        self.job.progress.trial(trial)
-        outcome, limiter, evidence = Outcome.FAILED, "error", ""
-
         def record(
             probe: Probe, instance: str, finding: Finding, control: Finding | None, seconds: float
         ) -> FindingRecord:
@@ -89,31 +77,14 @@ class Batteries:
                 severity=probe.severity, finding=finding, place=probe.place, control=control, seconds=seconds,
             )  # fmt: skip
 
-        try:
+        def work() -> list[str]:
             driver = self.job.drivers[trial.driver]
             changed = battery.run(
                 trial, driver, lambda number: self._spec(trial, number), record, sink.append, self.job.progress.doing
             )
-            changed += self._exposures.run(trial, sink)
-            outcome, limiter = (Outcome.FAILED, "host-changed") if changed else (Outcome.SUCCEEDED, "count")
-            evidence = "\n".join(changed)
-        except Interrupted:
-            outcome, limiter = Outcome.INTERRUPTED, "interrupted"
-            raise
-        except BenchError as error:
-            limiter, evidence = "launch", error.message
-        finally:
-            ended = TrialRecord(
-                trial=trial.id, driver=trial.driver, profile=trial.profile, payload=self.job.payload.name,
-                round=trial.round, date=time.time(), outcome=outcome, alive=2 if limiter in _PROBED else 0, asked=2,
-                limiter=limiter, evidence=evidence, launching_ns=0, battery=True,
-                accelerator=self.job.accelerators(trial.driver),
-            )  # fmt: skip
-            with self.job.shield():
-                sink.append(ended)
-                sink.sync()
-                self.job.progress.ended(ended)
-        return ended
+            return changed + self._exposures.run(trial, sink)
+
+        return run_battery(self.job, sink, trial, work)
 
     def _spec(self, trial: Trial, number: int) -> InstanceSpec:
         return self._spec_of(trial.driver, trial.profile, number, self.job.scenario.limits)
@@ -175,9 +146,6 @@ class Batteries:
         with self.job.shield():
             driver.reap(self.context.run)
             driver.close()
-
-
-_PROBED = frozenset({"count", "host-changed"})
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 import msgspec
 
-from bench.config import DEFAULT_PROFILE, PROFILES, SETTINGS, builtin_scenarios
+from bench.config.find import builtin_scenarios
+from bench.config.profiles import DEFAULT_PROFILE, PROFILES, SETTINGS
 from bench.drivers.registry import describe_driver, driver_names
 from bench.images.store import ImageStore
 from bench.metrics import METRICS

@@ -6,7 +6,7 @@ import logging
 import time
 from pathlib import Path
 
-from bench.model import DISTURBED, NoteRecord, Record
+from bench.records import DISTURBED, NoteRecord, Record
 from bench.store.writer import RunWriter
 from bench.verbs.registry import beside
 

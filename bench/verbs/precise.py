@@ -14,10 +14,11 @@ from pathlib import Path
 import msgspec
 
 from bench import process
-from bench.config import Scenario
+from bench.config.scenario import Scenario
 from bench.errors import BenchError
-from bench.model import Summary, SummaryRow, condition_text, target_name
+from bench.model import condition_text, target_name
 from bench.precision import Judge
+from bench.summary import Summary, SummaryRow
 from bench.sweep import conditions
 
 log = logging.getLogger(__name__)

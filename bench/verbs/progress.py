@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bench.config import Scenario
-from bench.model import LaunchRecord, Outcome, TrialRecord
+from bench.config.scenario import Scenario
+from bench.job import Progress
 from bench.plan import Plan, Trial, trial_seconds
-from bench.runner import Progress
+from bench.records import LaunchRecord, Outcome, TrialRecord
 from bench.variants import Variants
 
 

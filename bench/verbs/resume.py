@@ -8,10 +8,13 @@ from pathlib import Path
 import click
 import msgspec
 
-from bench.config import Scenario, effective_toml, find_scenario, load_scenario, parse_scenario, payload_for
+from bench.config.find import find_scenario
+from bench.config.loader import load_scenario, parse_scenario
+from bench.config.scenario import Scenario, payload_for
+from bench.config.written import effective_toml
 from bench.errors import UsageError
-from bench.model import RunInfo
 from bench.plan import make_plan
+from bench.records import RunInfo
 from bench.store import find_run, read_past
 from bench.store.reader import RUN
 from bench.verbs import session

@@ -9,7 +9,12 @@ from pathlib import Path
 import click
 from msgspec import Struct
 
-from bench.config import Scenario, effective_toml, find_scenario, format_duration, load_scenario, with_options
+from bench.config.find import find_scenario
+from bench.config.loader import load_scenario
+from bench.config.options import with_options
+from bench.config.scenario import Scenario
+from bench.config.units import format_duration
+from bench.config.written import effective_toml
 from bench.host import memory_available
 from bench.images.ballast import size_of
 from bench.model import RunId

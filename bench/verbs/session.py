@@ -19,7 +19,8 @@ from pathlib import Path
 import msgspec
 
 from bench import __version__, cold
-from bench.config import Scenario, effective_toml, payload_for, settings_for
+from bench.config.scenario import Scenario, payload_for, settings_for
+from bench.config.written import effective_toml
 from bench.container.bundle import account_of
 from bench.container.runtime import clear as clear_containers
 from bench.container.scratch import release, scratch_filesystem
@@ -32,30 +33,18 @@ from bench.errors import HostError, Interrupted, ResultsError, StopError, UsageE
 from bench.headroom import HostHeadroom, Kept
 from bench.host import host_facts, measure_floor_costs, reserve_bytes
 from bench.images.store import ImageStore
+from bench.job import Job, Progress
 from bench.ksm import NOTE as KSM_NOTE
 from bench.ksm import Ksm, put_back, require_free
 from bench.levels import Reserve
 from bench.linux import oom
 from bench.linux.lines import LineHub
-from bench.model import (
-    TOKEN_LENGTH,
-    HostFacts,
-    Image,
-    Leftover,
-    NoteRecord,
-    Outcome,
-    Payload,
-    Precision,
-    RunId,
-    RunInfo,
-    Settings,
-    Support,
-    TrialRecord,
-)
+from bench.model import TOKEN_LENGTH, HostFacts, Image, Leftover, Payload, RunId, Settings, Support
 from bench.paths import cache_dir, run_state, state_dir
 from bench.plan import Plan
 from bench.precision import Judge
-from bench.runner import Job, Progress, Runner
+from bench.records import NoteRecord, Outcome, Precision, RunInfo, TrialRecord
+from bench.runner import Runner
 from bench.samplers import cpu_seconds, default_samplers
 from bench.samplers.scratch import ScratchSampler
 from bench.store.resume import Past, ResumedWriter

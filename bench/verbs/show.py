@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bench.analysis.exposure import exposures
+from bench.analysis.findings import with_findings
 from bench.analysis.frames import frames
 from bench.analysis.headline import COUNT, HeadlineRow, headline
 from bench.analysis.isolation import matrix
@@ -17,10 +18,11 @@ from bench.analysis.quality import quality
 from bench.analysis.reconcile import Balance, harness_cost, reconcile
 from bench.analysis.summary import summarise
 from bench.analysis.takes import DiskTaken, disk_taken
-from bench.model import Summary, target_name
+from bench.model import target_name
 from bench.precision import precision_said
 from bench.report.format import estimate, quantity
 from bench.store.reader import RunData, find_run, read_run
+from bench.summary import Summary
 from bench.verbs.out import emit_json, table
 from bench.verbs.show_density import print_density
 from bench.verbs.show_exposure import print_exposures
@@ -46,7 +48,9 @@ def _read(path: Path) -> RunData:
 
 
 def summary_of(path: Path) -> Summary:
-    return summarise(_read(path))
+    """What `--json` prints: the numbers of ramps, and what probes and neighbours found."""
+    data = _read(path)
+    return with_findings(summarise(data), data)
 
 
 def write_report(text: str, results: Path, output: Path | None, beside: Sequence[str] = ()) -> Path:

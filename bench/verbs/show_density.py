@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import click
 
 from bench.analysis.headline import HeadlineRow
-from bench.model import Record, TrialRecord
+from bench.records import Record, TrialRecord
 from bench.report.format import estimate
 from bench.verbs.out import table
 

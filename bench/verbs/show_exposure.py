@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import click
 
-from bench.analysis.exposure import AxisTable, Item
+from bench.analysis.exposure import LISTED, AxisTable, Item
 from bench.analysis.isolation import Target
 from bench.verbs.out import table
-
-_LISTED = ("facts", "setup")  # item by item, where all is asked for; calls are too many: `bench query`
 
 
 def print_exposures(found: Sequence[AxisTable], *, items: bool) -> None:
@@ -25,7 +23,7 @@ def print_exposures(found: Sequence[AxisTable], *, items: bool) -> None:
             click.echo(one.title)
         for reason, names in one.reasons.items():
             click.echo(f"  not measured for {names}: {reason}")
-        if items and one.axis in _LISTED and one.items:
+        if items and one.axis in LISTED and one.items:
             click.echo()
             rows = [[item.name, *(_found(item, target) for target in one.targets)] for item in one.items]
             table(["item", *(_heading(one, target) for target in one.targets)], rows)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import click
 
 from bench.analysis.isolation import Change, Matrix, Row, Target, contrasts
-from bench.model import Containment, target_name
+from bench.model import target_name
+from bench.records import Containment
 from bench.verbs.out import table
 
 _LOUD = {Containment.ESCAPED: "ESCAPED", Containment.DEGRADED: "Degraded"}

@@ -14,24 +14,16 @@ from msgspec import Struct
 from bench import __version__
 from bench.analysis.frames import frames
 from bench.analysis.summary import sample_of
-from bench.config import Count, Scenario, effective_toml, payload_for
+from bench.config.scenario import Count, Scenario, payload_for
+from bench.config.written import effective_toml
 from bench.drivers.synthetic import NAME, Costs, Noise, SyntheticDriver, SyntheticSampler, World
+from bench.job import Job, Sink
 from bench.levels import PayloadKeys
-from bench.model import (
-    GIB,
-    HostFacts,
-    Image,
-    LaunchRecord,
-    Limits,
-    Precision,
-    Record,
-    RunId,
-    RunInfo,
-    TrialRecord,
-)
+from bench.model import GIB, HostFacts, Image, Limits, RunId
 from bench.plan import Plan, Trial, make_plan
 from bench.precision import Judge, Precise
-from bench.runner import Job, Runner, Sink
+from bench.records import LaunchRecord, Precision, Record, RunInfo, TrialRecord
+from bench.runner import Runner
 from bench.store import RunData, RunWriter
 
 RUN = RunId("20200101-000000-selftest-synth0")

@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.config import BUILTIN_PAYLOADS, DEFAULT_PROFILE, PROFILES, SETTINGS
+from bench.config.profiles import DEFAULT_PROFILE, PROFILES, SETTINGS
+from bench.config.scenario import BUILTIN_PAYLOADS
 from bench.container.groups import layout
 from bench.drivers.base import Driver
 from bench.drivers.context import RunContext

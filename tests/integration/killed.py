@@ -20,10 +20,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from bench.config import Scenario
-from bench.model import LaunchRecord, Record, TrialRecord, to_json
+from bench.config.scenario import Scenario
+from bench.job import Progress
+from bench.model import to_json
 from bench.plan import Plan, Trial
-from bench.runner import Progress
+from bench.records import LaunchRecord, Record, TrialRecord
 from bench.store.writer import RunWriter
 from bench.verbs import progress, run
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.model import LaunchRecord, RunId, TrialRecord
+from bench.model import RunId
+from bench.records import LaunchRecord, TrialRecord
 from bench.store import RunData, list_runs, read_past, read_run
 from tests.integration.traces import traces, untold
 

@@ -18,7 +18,8 @@ from bench.container.storage import abilities
 from bench.images.disks import qcow2_overlay
 from bench.linux.btrfs import create_subvolume, snapshot
 from bench.linux.files import cached, flush, placement, uncache
-from bench.model import MIB, Footprint, RunId, StepRecord
+from bench.model import MIB, Footprint, RunId
+from bench.records import StepRecord
 from bench.samplers.disk import measure
 from bench.samplers.scratch import ScratchSampler
 from bench.store import RunData, read_run

@@ -18,15 +18,20 @@ from bench.model import HttpCheck, InstanceSpec, Payload, Phase, PhaseLog, Ready
 from bench.samplers import cpu_seconds
 from tests.integration.traces import traces
 
-DRIVERS = [
-    pytest.param("process", marks=pytest.mark.root),
-    pytest.param("container", marks=pytest.mark.root),
-    pytest.param("container:pooled", marks=pytest.mark.root),
-    *(pytest.param(name, marks=[pytest.mark.root, pytest.mark.libvirt]) for name in ("vm", "vm:micro", "vm:clone")),
-    pytest.param("vm:lean", marks=[pytest.mark.root, pytest.mark.libvirt, pytest.mark.slow]),
-]
+PROFILES = ("process", "container", "container:pooled", "vm", "vm:lean", "vm:micro", "vm:clone")
+SHORT = ("process", "container", "container:pooled", "vm")
 
-pytestmark = pytest.mark.parametrize("name", DRIVERS)
+
+def over(*quick: str) -> pytest.MarkDecorator:
+    """All profiles. Those not in `quick` are slow ones: they differ from `vm` in how a guest is made and started, which
+    its whole life shows, and not in what the other tests are about."""
+
+    def marks(name: str) -> list[pytest.MarkDecorator]:
+        needed = [pytest.mark.root, *([pytest.mark.libvirt] if name.startswith("vm") else [])]
+        return needed if name in quick else [*needed, pytest.mark.slow]
+
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in PROFILES])
+
 
 Make = Callable[..., InstanceSpec]
 Get = Callable[[str], Driver]
@@ -53,6 +58,7 @@ def sh(script: str, ready: Ready) -> Payload:
     return Payload("script", ("/bin/sh", "-c", script), ready)
 
 
+@over(*PROFILES)
 def test_the_life_of_an_instance(name: str, driver_of: Get, make_spec: Make, context: RunContext) -> None:
     """Launch, answer, look inside, measure, stop, and nothing left."""
     driver = driver_of(name)
@@ -88,6 +94,7 @@ def test_the_life_of_an_instance(name: str, driver_of: Get, make_spec: Make, con
     driver.close()
 
 
+@over(*SHORT)
 def test_two_live_side_by_side_and_are_told_apart(name: str, driver_of: Get, make_spec: Make) -> None:
     driver = driver_of(name)
     one, two = make_spec(name, payload="httpd"), make_spec(name, payload="httpd")
@@ -103,6 +110,7 @@ def test_two_live_side_by_side_and_are_told_apart(name: str, driver_of: Get, mak
         assert second.exec(["/bin/true"], timeout=20).status == 0
 
 
+@over("process", "container", "container:pooled", "vm:micro")  # of guests it is the one that is up soonest
 def test_never_ready_ends_in_time_with_its_last_words(name: str, driver_of: Get, make_spec: Make) -> None:
     driver = driver_of(name)
     spec = make_spec(name)
@@ -115,6 +123,7 @@ def test_never_ready_ends_in_time_with_its_last_words(name: str, driver_of: Get,
     assert time.monotonic() - began < wait + 15
 
 
+@over(*SHORT)
 def test_a_payload_that_ends_at_once_is_told_at_once(name: str, driver_of: Get, make_spec: Make) -> None:
     driver = driver_of(name)
     spec = make_spec(name)
@@ -127,6 +136,7 @@ def test_a_payload_that_ends_at_once_is_told_at_once(name: str, driver_of: Get, 
     assert time.monotonic() - began < 45
 
 
+@over(*SHORT)
 def test_readiness_by_port_and_by_http(name: str, driver_of: Get, make_spec: Make) -> None:
     """An open port first, a status later: the one must not be taken for the other."""
     driver = driver_of(name)
@@ -145,6 +155,7 @@ def test_readiness_by_port_and_by_http(name: str, driver_of: Get, make_spec: Mak
             assert at - began > 250_000_000, "ready was stamped before anything could listen"
 
 
+@over(*SHORT)
 def test_exec_that_does_not_end_is_stopped(name: str, driver_of: Get, make_spec: Make) -> None:
     driver = driver_of(name)
     spec = make_spec(name)
@@ -156,6 +167,7 @@ def test_exec_that_does_not_end_is_stopped(name: str, driver_of: Get, make_spec:
         assert instance.alive()
 
 
+@over(*SHORT)
 def test_a_program_that_is_not_there_is_named(name: str, driver_of: Get, make_spec: Make) -> None:
     driver = driver_of(name)
     spec = msgspec.structs.replace(make_spec(name), payload=Payload("none", ("/bin/nosuch",), Ready(line="never")))
@@ -169,5 +181,6 @@ def test_a_program_that_is_not_there_is_named(name: str, driver_of: Get, make_sp
         bring_up()
 
 
+@over(*SHORT)
 def test_reap_of_a_live_run_s_nothing_finds_nothing(name: str, driver_of: Get, context: RunContext) -> None:
     assert list(driver_of(name).reap(context.run)) == []

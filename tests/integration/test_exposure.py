@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import settings_for
+from bench.config.scenario import settings_for
 from bench.drivers.base import Driver, Instance
 from bench.drivers.context import RunContext
 from bench.errors import CommandError
@@ -21,12 +21,13 @@ from bench.images.exposure import exposure_program, with_exposure
 from bench.linux.callcount import counting
 from bench.linux.calls import NAMES
 from bench.linux.http_load import Answer
-from bench.model import Completed, Exposure, ExposureRecord, HttpCheck, InstanceSpec, PhaseLog
+from bench.model import Completed, HttpCheck, InstanceSpec, PhaseLog
 from bench.paths import cache_dir
 from bench.probes.exposure import calls, facts, hostcalls, setup
 from bench.probes.exposure.look import Host, kernel_of, look
 from bench.probes.unchanged import differences, snapshot
 from bench.process import run
+from bench.records import Exposure, ExposureRecord
 from bench.store import read_run
 from bench.verbs.exposure import _inside
 from tests.fakes import scenario

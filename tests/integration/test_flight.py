@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.model import LaunchRecord, Outcome, Phase, StepRecord, TrialRecord, token_of
+from bench.model import Phase, token_of
+from bench.records import LaunchRecord, Outcome, StepRecord, TrialRecord
 from bench.store import RunData, read_run
 from tests.integration.traces import traces
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from bench.config import PROFILES
+from bench.config.profiles import PROFILES
 from bench.drivers.base import Driver, Instance
 from bench.model import MIB, InstanceSpec, PhaseLog, VmSettings
 from bench.samplers.memory import MemorySampler

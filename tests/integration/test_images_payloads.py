@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bench import process
-from bench.config import BUILTIN_PAYLOADS as BUILTIN
+from bench.config.scenario import BUILTIN_PAYLOADS as BUILTIN
 from bench.images.store import ImageStore
 
 pytestmark = pytest.mark.root

@@ -16,13 +16,13 @@ import pytest
 
 from bench.analysis.isolation import WORST
 from bench.battery import Battery, Control, Kit
-from bench.config import settings_for
+from bench.config.scenario import settings_for
 from bench.container import hardening
 from bench.drivers.base import Driver
 from bench.drivers.context import RunContext
 from bench.images.attacks import PROGRAM, attack_program
 from bench.linux import procfs
-from bench.model import Containment, Finding, FindingRecord, InstanceSpec, Limits, PhaseLog, TrialRecord
+from bench.model import InstanceSpec, Limits, PhaseLog
 from bench.paths import cache_dir
 from bench.plan import BATTERY_ROOM, Trial
 from bench.probes import PROBES
@@ -31,6 +31,7 @@ from bench.probes.program import attack
 from bench.probes.unchanged import differences, snapshot
 from bench.probes.worlds import GuestWorld, host_world
 from bench.process import run
+from bench.records import Containment, Finding, FindingRecord, TrialRecord
 from bench.store import read_run
 from bench.verbs.isolation import armed
 from tests.fakes import scenario

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.config import PROFILES
+from bench.config.profiles import PROFILES
 from bench.drivers.base import Driver
 from bench.drivers.context import RunContext
 from bench.ksm import FOLDER, NOTE, PACE, Ksm, put_back

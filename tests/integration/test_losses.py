@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from bench.linux import cgroups
-from bench.model import DISTURBED, LaunchRecord, RunId, TeardownRecord, TrialRecord
+from bench.model import RunId
+from bench.records import DISTURBED, LaunchRecord, TeardownRecord, TrialRecord
 from bench.store import RunData, list_runs, read_run
 from tests.integration.traces import traces
 
@@ -129,7 +130,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(place)], check=True)
 
 
-@pytest.mark.parametrize("driver", ["process", "container"])
+@pytest.mark.parametrize("driver", ["process", pytest.param("container", marks=pytest.mark.slow)])
 def test_results_on_a_disk_that_gets_full(driver: str, small: Path) -> None:
     run = Run(small / "results", "--drivers", driver, "--count", "30", "--rounds", "3", "--set", "settle=0")
     data = run.failed(2, "No space left on device", "--results")
@@ -143,7 +144,7 @@ def test_results_on_a_disk_that_gets_full(driver: str, small: Path) -> None:
     assert not traces(data.info.run)
 
 
-@pytest.mark.parametrize("driver", ["process", "container"])
+@pytest.mark.parametrize("driver", [pytest.param("process", marks=pytest.mark.slow), "container"])
 def test_descriptors_run_out(driver: str, tmp_path: Path) -> None:
     words = ["--drivers", driver, "--count", "100", *ONE, "--set", "settle=0"]
     run = Run(tmp_path, *words, prefix=("prlimit", "--nofile=90:90"))
@@ -360,6 +361,7 @@ def test_the_connection_to_libvirt_is_lost(libvirtd: subprocess.Popen[bytes], tm
     assert "libvirt" in trial.evidence
 
 
+@pytest.mark.slow
 def test_two_runs_at_the_same_time_are_apart_and_say_so(tmp_path: Path) -> None:
     words = ["--drivers", "process,container", "--count", "8", "--rounds", "2", "--set", "settle=0.2"]
     runs = [Run(tmp_path / name, *words) for name in "ab"]
@@ -373,6 +375,7 @@ def test_two_runs_at_the_same_time_are_apart_and_say_so(tmp_path: Path) -> None:
         assert f"doubt: {DISTURBED}{other}" in re.sub(r"\s+", " ", shown.stdout)
 
 
+@pytest.mark.slow
 def test_a_run_alone_is_not_disturbed(tmp_path: Path) -> None:
     data = Run(tmp_path, "--drivers", "process", "--count", "2", *ONE, "--set", "settle=0").failed(0)
     assert not [text for text in data.info.warnings if text.startswith(DISTURBED)]

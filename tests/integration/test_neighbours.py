@@ -18,12 +18,13 @@ from bench.images.loads import PROGRAM, load_program
 from bench.levels import Neighbours
 from bench.linux import procfs
 from bench.linux.http_load import ask
-from bench.model import MIB, InstanceSpec, Limits, NeighbourRecord, TrialRecord
+from bench.model import MIB, InstanceSpec, Limits
 from bench.neighbourhood import Kit, Measured, Neighbourhood
 from bench.paths import cache_dir
 from bench.plan import NEIGHBOUR_ROOM, Trial
 from bench.probes.neighbours.cells import Cell
 from bench.process import run
+from bench.records import NeighbourRecord, TrialRecord
 from bench.samplers import cpu_seconds
 from bench.store import RunData, read_run
 from bench.verbs.experiments import equipped, served

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.model import LaunchRecord, RunId, TrialRecord
+from bench.model import RunId
+from bench.records import LaunchRecord, TrialRecord
 from bench.store import read_past, read_run
 from tests.integration import packed
 from tests.integration.traces import traces

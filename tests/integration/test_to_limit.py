@@ -16,7 +16,8 @@ import pytest
 
 from bench.headroom import HostHeadroom, Kept
 from bench.host import memory_available
-from bench.model import MIB, RunId, TrialRecord
+from bench.model import MIB, RunId
+from bench.records import TrialRecord
 from bench.store import read_run
 from bench.store.reader import RunData
 from tests.integration.traces import traces
@@ -54,6 +55,7 @@ def settled_memory(least: int, timeout: float = 30) -> int:
     return now
 
 
+@pytest.mark.slow
 def test_the_memory_reserve_ends_a_ramp_and_the_memory_comes_back(tmp_path: Path) -> None:
     touched = ["payload=touch", "payload.touch_mib=32", "limits.memory=64 MiB"]
     _, trial = to_limit(tmp_path, 40, *touched, drivers="container")
@@ -69,6 +71,7 @@ def test_the_memory_reserve_ends_a_ramp_and_the_memory_comes_back(tmp_path: Path
     assert settled_memory(before - SLACK // 2) > before - SLACK // 2
 
 
+@pytest.mark.slow
 def test_the_reserve_of_process_ids_ends_a_ramp(tmp_path: Path) -> None:
     _, trial = to_limit(tmp_path, 150, "payload=idle")
     assert (trial.alive, trial.limiter) == (150, "count")

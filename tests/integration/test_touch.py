@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from bench.config import BUILTIN_PAYLOADS
+from bench.config.scenario import BUILTIN_PAYLOADS
 from bench.drivers.base import Driver
 from bench.levels import PayloadKeys
 from bench.linux import oom, procfs
@@ -59,7 +59,7 @@ def test_memory_is_dirtied_before_it_is_ready(name: str, driver_of: Get, make_sp
     assert MIBS * MIB * least < some - none < (MIBS + 12) * MIB
 
 
-@pytest.mark.parametrize("name", DRIVERS[:2])
+@pytest.mark.parametrize("name", [pytest.param("process", marks=[pytest.mark.root, pytest.mark.slow]), DRIVERS[1]])
 def test_memory_is_touched_again_at_the_rate_asked_for(name: str, driver_of: Get, make_spec: Make) -> None:
     driver = driver_of(name)
     for per_second, again in ((0.01, False), (2.0, True)):

@@ -212,6 +212,7 @@ def test_an_accelerator_that_does_not_boot_is_refused_when_it_is_forced(driver: 
     assert "accel" in (caught.value.hint or "")
 
 
+@pytest.mark.slow
 def test_guests_side_by_side_answer_and_one_death_hurts_nobody(driver: VmDriver, make_spec: Make) -> None:
     specs = [make_spec("vm", payload="httpd") for _ in range(3)]
     driver.prepare(specs[0])

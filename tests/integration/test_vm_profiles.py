@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench.config import PROFILES
+from bench.config.profiles import PROFILES
 from bench.drivers.context import RunContext
 from bench.drivers.vm import VmDriver
 from bench.errors import HostError, LaunchError

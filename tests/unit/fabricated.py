@@ -7,25 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.model import (
-    GIB,
-    MIB,
-    HostFacts,
-    HttpCheck,
-    Image,
-    LaunchRecord,
-    Limits,
-    Outcome,
-    Payload,
-    Reading,
-    Ready,
-    Record,
-    RunId,
-    RunInfo,
-    StepRecord,
-    TeardownRecord,
-    TrialRecord,
-)
+from bench.model import GIB, MIB, HostFacts, HttpCheck, Image, Limits, Payload, Reading, Ready, RunId
+from bench.records import LaunchRecord, Outcome, Record, RunInfo, StepRecord, TeardownRecord, TrialRecord
 from bench.store import RunData
 
 KIB = 1024

@@ -24,8 +24,10 @@ from bench.analysis.resampling import (
 )
 from bench.analysis.summary import sample_of
 from bench.metrics import METRICS, markdown_table, summary_metrics
-from bench.model import GIB, LaunchRecord, Outcome, Reading, StepRecord, Summary, SummaryRow, TrialRecord
+from bench.model import GIB, Reading
+from bench.records import LaunchRecord, Outcome, StepRecord, TrialRecord
 from bench.store import RunData
+from bench.summary import Summary, SummaryRow
 from tests.unit.fabricated import KIB, TRUTHS, Truth, host, info, run_data
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from bench import cold
-from bench.config import Scenario, load_scenario, parse_scenario, with_options
+from bench.config.loader import load_scenario, parse_scenario
+from bench.config.options import with_options
+from bench.config.scenario import Scenario
 from bench.errors import ConfigError, HostError, LaunchError
 from bench.linux.pagecache import evict, files_of, resident
-from bench.model import InstanceSpec, LaunchRecord, Reading
+from bench.model import InstanceSpec, Reading
 from bench.plan import make_plan
 from bench.process import run as command
+from bench.records import LaunchRecord
 from bench.runner import Runner
 from tests import fakes
 

@@ -16,7 +16,8 @@ from bench.analysis import resampling
 from bench.analysis.comparison import Comparison, Row, Side, compare, decided
 from bench.analysis.permutation import dominance, least_p, permutation_p, ramps_needed
 from bench.errors import UsageError
-from bench.model import MIB, Limits, TrialRecord
+from bench.model import MIB, Limits
+from bench.records import TrialRecord
 from bench.store import RunData
 from bench.verbs.compare import compare_runs, parse_thresholds
 from tests.unit.fabricated import KIB, TRUTHS, host, info, run_data

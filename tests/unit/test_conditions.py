@@ -15,20 +15,14 @@ from bench.analysis.comparison import Side, compare
 from bench.analysis.headline import ratios
 from bench.analysis.tables import table
 from bench.cli import cli
-from bench.config import Scenario, effective_toml, load_scenario, parse_scenario, payload_for, with_options
+from bench.config.loader import load_scenario, parse_scenario
+from bench.config.options import with_options
+from bench.config.scenario import Scenario, payload_for
+from bench.config.written import effective_toml
 from bench.errors import ConfigError, UsageError
-from bench.model import (
-    Condition,
-    InstanceSpec,
-    LaunchRecord,
-    NoteRecord,
-    Record,
-    StepRecord,
-    TrialRecord,
-    condition_text,
-    to_json,
-)
+from bench.model import Condition, InstanceSpec, condition_text, to_json
 from bench.plan import estimate, make_plan
+from bench.records import LaunchRecord, NoteRecord, Record, StepRecord, TrialRecord
 from bench.report.build import render
 from bench.runner import Runner
 from bench.store import RunData, RunWriter

@@ -10,24 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.config import (
-    DEFAULT_PROFILE,
-    PROFILES,
-    SETTINGS,
-    Scenario,
-    builtin_scenarios,
-    effective_toml,
-    find_scenario,
-    format_duration,
-    format_size,
-    load_scenario,
-    parse_duration,
-    parse_size,
-    payload_for,
-    settings_for,
-    split_driver,
-    with_options,
-)
+from bench.config.find import builtin_scenarios, find_scenario
+from bench.config.loader import load_scenario
+from bench.config.options import with_options
+from bench.config.profiles import DEFAULT_PROFILE, PROFILES, SETTINGS, split_driver
+from bench.config.scenario import Scenario, payload_for, settings_for
+from bench.config.units import format_duration, format_size, parse_duration, parse_size
+from bench.config.written import effective_toml
 from bench.errors import ConfigError, UsageError
 from bench.model import GIB, MIB, HttpCheck, Limits, ProcessSettings, VmSettings
 

@@ -11,8 +11,10 @@ import pytest
 from bench.analysis import frames, resampling
 from bench.analysis.reconcile import harness_cost
 from bench.analysis.takes import disk_taken
-from bench.config import builtin_scenarios, load_scenario
-from bench.model import GIB, MIB, Outcome, Reading, StepRecord, TrialRecord
+from bench.config.find import builtin_scenarios
+from bench.config.loader import load_scenario
+from bench.model import GIB, MIB, Reading
+from bench.records import Outcome, StepRecord, TrialRecord
 from bench.report.build import render
 from bench.store import RunData
 from tests.unit.fabricated import KIB, TRUTHS, host, info, run_data

@@ -13,16 +13,18 @@ import pytest
 
 from bench.analysis.exposure import exposures
 from bench.analysis.tables import table
-from bench.config import find_scenario, load_scenario
+from bench.config.find import find_scenario
+from bench.config.loader import load_scenario
 from bench.drivers.base import Instance
 from bench.errors import CommandError
 from bench.linux.calls import LAST, NAMES
 from bench.linux.http_load import Answer
-from bench.model import Completed, Exposed, Exposure, ExposureRecord, HttpCheck, Outcome, Record, TrialRecord
+from bench.model import Completed, HttpCheck
 from bench.plan import BATTERY_ROOM, make_plan
 from bench.probes.exposure import calls, facts, functions, hostcalls, setup
 from bench.probes.exposure.facts import Fact, Read
 from bench.probes.exposure.setup import State
+from bench.records import Exposed, Exposure, ExposureRecord, Outcome, Record, TrialRecord
 from bench.report.build import render
 from bench.store import RunData
 from bench.verbs.show_exposure import print_exposures

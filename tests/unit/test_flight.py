@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import parse_scenario
+from bench.config.loader import parse_scenario
 from bench.errors import ConfigError, Interrupted, LaunchError
 from bench.flight import Flown, fly, spent_ns
+from bench.job import Job
 from bench.limiters import Stop
-from bench.model import InstanceSpec, LaunchRecord, Limits, Outcome, PhaseLog, StepRecord, TrialRecord
+from bench.model import InstanceSpec, Limits, PhaseLog
 from bench.plan import make_plan
-from bench.runner import Job, Runner
+from bench.records import LaunchRecord, Outcome, StepRecord, TrialRecord
+from bench.runner import Runner
 from tests import fakes
 
 LONG = 20.0  # s: nothing waits for it unless something is broken

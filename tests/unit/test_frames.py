@@ -12,7 +12,8 @@ import pytest
 from bench.analysis.frames import POOL, STARTUP, frames
 from bench.analysis.slopes import bends
 from bench.analysis.summary import summarise, used_memory
-from bench.model import LaunchRecord, NoteRecord, Outcome, Phase, Reading, StepRecord, TeardownRecord, TrialRecord
+from bench.model import Phase, Reading
+from bench.records import LaunchRecord, NoteRecord, Outcome, StepRecord, TeardownRecord, TrialRecord
 from bench.store import RunData
 from tests.unit.fabricated import TRUTHS, run_data
 

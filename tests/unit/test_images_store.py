@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from bench import process
-from bench.config import BUILTIN_PAYLOADS
+from bench.config.scenario import BUILTIN_PAYLOADS
 from bench.errors import BenchError, HostError, ImageError
 from bench.images import build, oci, tools
 from bench.images.layout import Layout

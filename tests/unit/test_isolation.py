@@ -13,19 +13,10 @@ import pytest
 
 from bench.analysis.isolation import changes, contrasts, matrix
 from bench.battery import Battery, Control, Kit
-from bench.config import find_scenario, load_scenario
+from bench.config.find import find_scenario
+from bench.config.loader import load_scenario
 from bench.errors import CommandError, ConfigError, LaunchError
-from bench.model import (
-    Completed,
-    Containment,
-    Finding,
-    FindingRecord,
-    InstanceSpec,
-    Limits,
-    Outcome,
-    ProcessSettings,
-    TrialRecord,
-)
+from bench.model import Completed, InstanceSpec, Limits, ProcessSettings
 from bench.plan import make_plan
 from bench.probes import PROBES
 from bench.probes.attacks import Attack, asks, reads
@@ -33,6 +24,7 @@ from bench.probes.base import Answer, Held, Probe, Scene, World
 from bench.probes.judges import by_kernel, by_secret
 from bench.probes.program import attack, parse
 from bench.probes.unchanged import Snapshot, differences
+from bench.records import Containment, Finding, FindingRecord, Outcome, TrialRecord
 from bench.report.build import render
 from bench.store import RunData
 from bench.verbs.show_isolation import print_matrix
@@ -102,7 +94,7 @@ class Attacked(FakeDriver):
 
 
 def spec_of(number: int) -> InstanceSpec:
-    from bench.config import BUILTIN_PAYLOADS
+    from bench.config.scenario import BUILTIN_PAYLOADS
 
     return InstanceSpec(
         RUN, "container", "default", number, IMAGE, BUILTIN_PAYLOADS["idle"], Limits(), ProcessSettings()

@@ -9,13 +9,14 @@ import msgspec
 import pytest
 
 from bench.analysis import frames, summarise
-from bench.config import load_scenario
+from bench.config.loader import load_scenario
 from bench.errors import HostError
 from bench.ksm import NOTE, Ksm, put_back
 from bench.linux import procfs
 from bench.metrics import METRICS
-from bench.model import MIB, Leftover, Reading, StepRecord
+from bench.model import MIB, Leftover, Reading
 from bench.plan import make_plan
+from bench.records import StepRecord
 from tests.unit.fabricated import TRUTHS, run_data
 
 PAGE = procfs._PAGE

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import SETTINGS, Scenario, effective_toml, load_scenario, parse_scenario, payload_for, with_options
+from bench.config.loader import load_scenario, parse_scenario
+from bench.config.options import with_options
+from bench.config.profiles import SETTINGS
+from bench.config.scenario import Scenario, payload_for
+from bench.config.written import effective_toml
 from bench.errors import ConfigError
 from bench.levels import PayloadKeys
 from bench.verbs.run import Options, request, show_plan

@@ -12,7 +12,8 @@ import pytest
 from bench.analysis import frames, quality, summarise
 from bench.analysis.reconcile import reconcile
 from bench.linux import procfs
-from bench.model import MIB, Footprint, GuestRam, Reading, StepRecord
+from bench.model import MIB, Footprint, GuestRam, Reading
+from bench.records import StepRecord
 from bench.samplers.memory import MemorySampler
 from bench.store import RunData
 from bench.vm.ram import located

@@ -14,36 +14,21 @@ import pytest
 
 from bench.analysis.neighbours import neighbours, sound, worst
 from bench.analysis.tables import table
-from bench.config import BUILTIN_PAYLOADS, find_scenario, load_scenario
+from bench.config.find import find_scenario
+from bench.config.loader import load_scenario
+from bench.config.scenario import BUILTIN_PAYLOADS
 from bench.drivers.base import Instance
 from bench.errors import CommandError, ConfigError, Interrupted, LaunchError
 from bench.levels import RAISED, Neighbours
 from bench.limiters import Stop
 from bench.linux.http_load import Answer
-from bench.model import (
-    MIB,
-    Beside,
-    Completed,
-    Footprint,
-    HttpCheck,
-    InstanceSpec,
-    Limits,
-    LimitsOf,
-    NeighbourRecord,
-    Outcome,
-    PhaseLog,
-    Press,
-    ProcessSettings,
-    Record,
-    TrialRecord,
-    Use,
-    Victim,
-)
+from bench.model import MIB, Completed, Footprint, HttpCheck, InstanceSpec, Limits, PhaseLog, ProcessSettings
 from bench.neighbourhood import Kit, Measured, Neighbourhood
 from bench.plan import Trial, estimate, make_plan
 from bench.probes.neighbours.cells import Cell, amount, cells
 from bench.probes.neighbours.uses import Charged, charge_of, uses
 from bench.probes.neighbours.work import FEW, of_answers, pressed, times_of, worked
+from bench.records import Beside, LimitsOf, NeighbourRecord, Outcome, Press, Record, TrialRecord, Use, Victim
 from bench.report.build import render
 from bench.store import RunData
 from bench.verbs.show_neighbours import print_neighbours

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.config import Count, Scenario
+from bench.config.scenario import Count, Scenario
 from bench.errors import ConfigError
 from bench.model import GIB, MIB
 from bench.plan import estimate, make_plan, ramp_steps, trial_seconds

@@ -12,12 +12,16 @@ import pytest
 from bench.analysis import frames, quality, resampling, summarise
 from bench.analysis.selfcheck import Count, count_covered
 from bench.cli import cli
-from bench.config import Scenario, effective_toml, load_scenario, payload_for, with_options
+from bench.config.loader import load_scenario
+from bench.config.options import with_options
+from bench.config.scenario import Scenario, payload_for
+from bench.config.written import effective_toml
 from bench.drivers.synthetic import Costs, Noise
 from bench.errors import ConfigError
-from bench.model import Outcome, Precision, RunId, TrialRecord
+from bench.model import RunId
 from bench.plan import least_rounds, make_plan, most_rounds
 from bench.precision import LEAST_ROUNDS, Judge, Precise, precision_said
+from bench.records import Outcome, Precision, TrialRecord
 from bench.report.build import render
 from bench.runner import Runner
 from bench.store import RunWriter, read_info

@@ -16,7 +16,8 @@ import bench
 from bench.analysis import resampling, summarise
 from bench.analysis.tables import COLUMNS, empty, markdown, table
 from bench.errors import ResultsError, UsageError
-from bench.model import LaunchRecord, NoteRecord, Outcome, RunId, StepRecord
+from bench.model import RunId
+from bench.records import LaunchRecord, NoteRecord, Outcome, StepRecord
 from bench.store import RunData
 from bench.verbs.export import export
 from bench.verbs.query import query

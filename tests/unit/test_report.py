@@ -15,7 +15,7 @@ import pytest
 from bench import process
 from bench.analysis import Estimate, resampling
 from bench.errors import ResultsError
-from bench.model import LaunchRecord, NoteRecord, Outcome, StepRecord, TrialRecord
+from bench.records import LaunchRecord, NoteRecord, Outcome, StepRecord, TrialRecord
 from bench.report import format
 from bench.report.build import build_report, render
 from bench.report.figures import disk, memory, startup

@@ -12,10 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import cli
-from bench.config import Scenario, effective_toml, payload_for, with_options
+from bench.config.options import with_options
+from bench.config.scenario import Scenario, payload_for
+from bench.config.written import effective_toml
 from bench.errors import HostError, UsageError
-from bench.model import LaunchRecord, Outcome, Record, RunInfo, StepRecord, TeardownRecord, TrialRecord
 from bench.plan import Plan, make_plan
+from bench.records import LaunchRecord, Outcome, Record, RunInfo, StepRecord, TeardownRecord, TrialRecord
 from bench.runner import Runner
 from bench.store import ResumedWriter, RunWriter, find_run, list_runs, read_info, read_past, read_run, writer
 from bench.store.resume import REDONE, finished

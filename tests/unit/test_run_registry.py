@@ -12,7 +12,8 @@ import pytest
 from bench.analysis.quality import quality
 from bench.analysis.summary import summarise
 from bench.errors import HostError, StopError
-from bench.model import DISTURBED, NoteRecord, RunId
+from bench.model import RunId
+from bench.records import DISTURBED, NoteRecord
 from bench.store import RunWriter, read_run
 from bench.verbs.neighbours import Neighbours
 from bench.verbs.registry import Entry, alive, beside, claimed, entries, registered

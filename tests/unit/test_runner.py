@@ -9,17 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench.errors import HostError, Interrupted, ResultsError
-from bench.model import (
-    Footprint,
-    InstanceSpec,
-    LaunchRecord,
-    Outcome,
-    Reading,
-    Record,
-    StepRecord,
-    TeardownRecord,
-    TrialRecord,
-)
+from bench.model import Footprint, InstanceSpec, Reading
+from bench.records import LaunchRecord, Outcome, Record, StepRecord, TeardownRecord, TrialRecord
 from bench.runner import Runner
 from bench.samplers.base import Sampler
 from tests import fakes

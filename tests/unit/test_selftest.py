@@ -13,11 +13,11 @@ import pytest
 from bench.analysis import comparison, frames, permutation, quality, resampling, selfcheck, summarise
 from bench.analysis.resampling import Floats
 from bench.analysis.selfcheck import Check, check
-from bench.config import split_driver
+from bench.config.profiles import split_driver
 from bench.drivers.registry import driver_names
 from bench.drivers.synthetic import NONE, Costs
 from bench.errors import ConfigError
-from bench.model import LaunchRecord, TeardownRecord
+from bench.records import LaunchRecord, TeardownRecord
 from bench.report.build import render
 from bench.store import read_run
 from bench.verbs import selftest

@@ -15,7 +15,8 @@ import pytest
 from bench import process
 from bench.analysis import frames, headline, summarise
 from bench.errors import ResultsError
-from bench.model import SCHEMA, HostFacts, NoteRecord, RunId, to_json
+from bench.model import HostFacts, RunId, to_json
+from bench.records import SCHEMA, NoteRecord
 from bench.store import RunData, RunWriter, find_run, give_to_caller, list_runs, migrations, read_info, read_run, reader
 from tests.unit.fabricated import RUN, host, info, run_data
 

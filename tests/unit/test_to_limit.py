@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from bench.config import with_options
+from bench.config.options import with_options
 from bench.errors import AddressesError, LaunchError
 from bench.levels import Service
 from bench.limiters import LIMITERS, Stop
 from bench.linux.http_load import Answer
-from bench.model import HttpCheck, InstanceSpec, LaunchRecord, Limits, Outcome, PhaseLog, StepRecord, TrialRecord
+from bench.model import HttpCheck, InstanceSpec, Limits, PhaseLog
 from bench.plan import make_plan, ramp_steps, steps_to_limit
+from bench.records import LaunchRecord, Outcome, StepRecord, TrialRecord
 from bench.runner import Runner
 from bench.service import Ask, judged, order_of, quantile
 from tests import fakes

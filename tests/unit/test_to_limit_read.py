@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from bench.analysis import frames, headline, quality, resampling, summarise
 from bench.analysis.comparison import HEADLINE
 from bench.analysis.tables import load
-from bench.model import Reading, StepRecord, TrialRecord
+from bench.model import Reading
+from bench.records import StepRecord, TrialRecord
 from bench.report.answer import answer
 from bench.report.build import render
 from bench.report.figures import Scene, service

@@ -7,7 +7,7 @@ import pytest
 
 from bench.analysis.tradeoff import Tradeoff, tradeoffs
 from bench.errors import UsageError
-from bench.model import Containment, Exposure, ExposureRecord, Finding, FindingRecord, Record
+from bench.records import Containment, Exposure, ExposureRecord, Finding, FindingRecord, Record
 from bench.report.build import render
 from bench.store import RunData
 from tests.unit.fabricated import host, info, run_data

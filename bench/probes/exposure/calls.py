@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from bench.errors import CommandError
 from bench.linux.calls import LAST, NAMES, call_name
-from bench.model import Completed, Exposed, Exposure
+from bench.model import Completed
+from bench.records import Exposed, Exposure
 
 WORKS, DENIED, KILLED, ABSENT, UNTRIED = "works", "denied", "killed", "not implemented", "not tried"
 _DENIALS = frozenset({errno.EPERM, errno.EACCES})

@@ -11,7 +11,8 @@ from typing import Literal
 from msgspec import Struct
 
 from bench.errors import CommandError
-from bench.model import Completed, Exposed, Exposure
+from bench.model import Completed
+from bench.records import Exposed, Exposure
 
 SAME, DIFFERENT, HIDDEN, NONE = "the host's", "its own", "hidden", "none on the host"
 _SHOWN = 60  # characters of a value that are kept; the rest is a digest

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from bench import process
 from bench.errors import BenchError
-from bench.model import Completed, Exposure
+from bench.model import Completed
+from bench.records import Exposure
 
 # In a mount namespace of its own, so that the host gets no tracefs where it had none.
 _SCRIPT = (

@@ -14,7 +14,8 @@ from bench.errors import CommandError
 from bench.linux import http_load
 from bench.linux.callcount import CallCounter, Counts
 from bench.linux.calls import call_name
-from bench.model import Exposed, Exposure, HttpCheck
+from bench.model import HttpCheck
+from bench.records import Exposed, Exposure
 
 USED, BACKGROUND = "used", "background"
 _IDLE_WINDOWS, _IDLE = 3, 1.0  # seconds each

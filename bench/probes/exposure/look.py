@@ -11,8 +11,9 @@ from typing import Literal, NamedTuple
 from bench.drivers.base import Instance
 from bench.errors import BenchError
 from bench.linux.callcount import counting
-from bench.model import Axis, Completed, Exposure, HttpCheck
+from bench.model import Completed, HttpCheck
 from bench.probes.exposure import calls, facts, functions, hostcalls, setup
+from bench.records import Axis, Exposure
 
 Run = Callable[[Sequence[str]], Completed]
 """Runs the program of images/programs/exposure.c with these words."""

@@ -14,7 +14,7 @@ from bench.linux import bpf, procfs, seccomp
 from bench.linux.calls import NAMES
 from bench.linux.capabilities import NUMBERS
 from bench.linux.mountinfo import unescaped
-from bench.model import Exposed, Exposure
+from bench.records import Exposed, Exposure
 
 SHARED, CONFINED, UNKNOWN = "as on the host", "confined", "not known"
 NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user", "cgroup", "time")

@@ -8,7 +8,8 @@ import random
 from msgspec import Struct
 
 from bench.levels import Neighbours
-from bench.model import MIB, Aggressor, Beside, Limits, LimitsOf, Victim
+from bench.model import MIB, Limits
+from bench.records import Aggressor, Beside, LimitsOf, Victim
 
 DISK = 32  # MiB of the one file an aggressor writes over and over
 MOST_PROCESSORS = 64

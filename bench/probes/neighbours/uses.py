@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from bench.linux import procfs
-from bench.model import Footprint, Limits, Use
+from bench.model import Footprint, Limits
+from bench.records import Use
 
 EVERY = 0.1  # seconds: the period over which the kernel accounts a quota of CPU
 

@@ -11,7 +11,8 @@ from msgspec import Struct
 
 from bench.errors import CommandError
 from bench.linux.http_load import Answer
-from bench.model import Aggressor, Completed, Press, Times, Victim
+from bench.model import Completed
+from bench.records import Aggressor, Press, Times, Victim
 
 T = TypeVar("T")
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.model import HostFacts, LaunchRecord, NoteRecord, Outcome, TrialRecord
+from bench.model import HostFacts
+from bench.records import LaunchRecord, NoteRecord, Outcome, TrialRecord
 from bench.store import read_run
 from bench.store.reader import RunData, list_runs
 

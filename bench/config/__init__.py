@@ -1,0 +1,1 @@
+"""What to run: TOML -> `Scenario`, the user's intent, complete and validated. Pure."""
