@@ -94,6 +94,8 @@ def hold(options: argparse.Namespace) -> int:
     reserve = reserve_bytes(host_facts().memory_total, 2 * GIB, 0.10)
     with stage(ECHO) as field, ExitStack() as stack:
         guests = launch_all(field, stack, options.profile, options.count, reserve)
+        if not guests:  # said above
+            return 1
         first = max(map(answer, guests))
         cores = idle_cores(guests, options.wait)
         second = max(map(answer, guests))
