@@ -55,6 +55,15 @@ class Run:
             time.sleep(0.01)
         raise AssertionError(f"no {number} launches: {self.ended()}")
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[int]:
+        """It, whose pid this is, and its launcher, for as long as this lasts."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield self._process.pid
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
+
     def ended(self, timeout: float = 150) -> tuple[int, str]:
         """Exit status and what it said on stderr. Interrupted after `timeout`, so that it leaves nothing."""
         try:
@@ -201,29 +210,30 @@ def cage() -> Iterator[Path]:
     cgroups.remove(str(place))
 
 
-def tighten(cage: Path) -> None:
-    """To what can't be given back, and a little more: the next that is asked for is too much."""
-    for more in range(1, 200):
-        stat = dict(line.split() for line in (cage / "memory.stat").read_text().splitlines())
-        try:
-            (cage / "memory.limit_in_bytes").write_text(str(int(stat["total_rss"]) + (more << 18)))
-        except OSError:  # EBUSY: kernel memory comes on top
-            continue
-        return
-    raise AssertionError(stat)
+def fill(cage: Path) -> None:
+    """Something in it asks for more than there is even without page cache, and gets it when something else has gone."""
+    stat = dict(line.split() for line in (cage / "memory.stat").read_text().splitlines())
+    usage = int((cage / "memory.usage_in_bytes").read_text())
+    (cage / "memory.limit_in_bytes").write_text(str(usage + (4 << 20)))
+    wants = int(stat["total_cache"]) + (24 << 20)
+    eats = f"set -e; echo $$ > {cage}/cgroup.procs; head -c {wants} /dev/zero | tail"  # keeps the last line: all of it
+    subprocess.run(["sh", "-c", eats], stdout=subprocess.DEVNULL, check=True, timeout=60)
 
 
 def test_the_oom_killer_takes_the_harness(cage: Path, tmp_path: Path) -> None:
     words = ["--drivers", "container", "--count", "400", "--rounds", "1", "--set", "settle=0"]
     run = Run(tmp_path, *words, prefix=("sh", "-c", f'echo $$ > {cage}/cgroup.procs; exec "$@"', "sh"))
     name = run.await_launches(10)
-    tighten(cage)
+    with run.stopped() as harness:  # so that it is between two launches
+        Path(f"/proc/{harness}/oom_score_adj").write_text("1000")  # not its launcher, not what fills
+        fill(cage)
     status, said = run.ended()
     assert status == -signal.SIGKILL, said
     assert "Traceback" not in said
     assert cgroups.oom_kills(str(cage)) > 0
+    launched = sum(isinstance(one, LaunchRecord) for one in run.data().records)
+    assert 10 <= launched < 400, "it was to be killed between two launches"
     assert traces(name), "nothing to find is no test"
-    assert len(run.data().records) >= 10
     cleaned = bench("clean", name, results=tmp_path)
     assert cleaned.returncode == 0, cleaned.stderr
     assert not traces(name)
