@@ -45,7 +45,7 @@ PROFILES: Mapping[str, Mapping[str, object]] = {
     "vm:stock": {},
     "vm:lean": _LEAN,
     "vm:micro": _MICRO,
-    "vm:clone": {**_MICRO, "start": "clone", "tb_cache": 5 * MIB},
+    "vm:clone": {**_MICRO, "start": "clone", "tb_cache": 5 * MIB, "storage": "shared-dax"},
 }
 """`driver:profile` -> the settings in which it differs from the driver's own defaults."""
 SYNTHETIC = "synthetic"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import uuid
 from pathlib import Path
 
 from bench.errors import CommandError, HostError, ImageError, UsageError
+from bench.images import pmem
 from bench.images.layout import publish
 from bench.images.merge import merge
 from bench.images.store import ImageStore
@@ -18,7 +20,6 @@ _BLOCK = 4096
 _UUID = "62656e63-6820-4000-8000-726f6f746673"  # fixed, and the seed of directory hashes: same image, same disk
 _LABEL = "bench-root"
 _FICLONE = 0x40049409
-_MAPPED = 2 * MIB  # a guest's kernel takes memory of devices in such pieces (sub-sections)
 _STEP = 16 * MIB  # sizes we advise are multiples of it
 
 
@@ -47,10 +48,10 @@ def ext4_template(store: ImageStore, image: Image, size: int) -> Path:
 def erofs_image(store: ImageStore, image: Image, *, dax: bool = False) -> Path:
     """A read-only erofs file system with the image in it, made once for each image; all guests read the same file.
 
-    Not compressed: pages are read as they are. With `dax` it can be mapped as a guest's memory: a multiple of 2 MiB
-    long, and no file's end lies beside its inode, where it could not be mapped. Raises HostError without mkfs.erofs.
+    Not compressed: pages are read as they are. With `dax` it is a guest's persistent memory: behind the head of such,
+    and no file's end lies beside its inode, where it could not be mapped. Raises HostError without mkfs.erofs.
     """
-    path = store.disk_path(image, "dax.erofs" if dax else "erofs")
+    path = store.disk_path(image, "erofs.pmem" if dax else "erofs")
     if path.exists():
         return path
     layers = store.unpacked(image)
@@ -62,7 +63,8 @@ def erofs_image(store: ImageStore, image: Image, *, dax: bool = False) -> Path:
             plain = ["-Enoinline_data"] if dax else []
             run_tool(["mkfs.erofs", "--quiet", "-T0", "-U", _UUID, *plain, made, tree], timeout=600)
             if dax:
-                os.truncate(made, -(-made.stat().st_size // _MAPPED) * _MAPPED)
+                pmem.as_memory(made, scratch / "memory", uuid.UUID(_UUID).bytes)
+                made = scratch / "memory"
             made.chmod(0o644)  # QEMU may run as another user, and nobody of libvirt's changes a shared file's owner
             publish(made, path)
     return path

@@ -25,7 +25,7 @@ from bench.vm.kernel import GuestKernel
 MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "virtio_console")
 ROOT_MODULES = {
     "shared-ro": ("erofs", "overlay"),
-    "shared-dax": ("virtio_pmem", "nd_pmem", "erofs", "overlay"),
+    "shared-dax": ("nfit", "nd_pmem", "erofs", "overlay"),
 }
 """What the root file system needs, by storage; all others are ext4."""
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -23,7 +23,7 @@ from bench.vm.kernel_build import build_micro
 _PER_GUEST = "bench.hostname=ID bench.address=IP/PREFIX bench.gateway=IP"
 _PER_CLONE = "its identity comes after it is restored"
 _SETS = "libvirt is told not to use QEMU's cpu-unavailable-features, and asks for sets of CPU features instead of each"
-_PMEM = f"QEMU's own options: -object {domain.DAX_BACKEND} -device virtio-pmem-pci; libvirt would map the file writable"
+_PMEM = f"QEMU's own options: -object {domain.DAX_BACKEND} -device nvdimm; libvirt would map the file writable"
 
 
 class Supplies(Struct, frozen=True):

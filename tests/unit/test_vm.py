@@ -179,8 +179,8 @@ def test_a_root_that_is_memory_is_beside_the_guest_s_ram() -> None:
     assert made.disk is None
     assert made.arguments is not None
     words = [word.value for word in made.arguments.words]
-    assert words[:2] == ["-m", f"slots=1,maxmem={(49 + 4) * MIB}B"]
-    assert "readonly=on" in words[3].split(",")
+    assert words[:4] == ["-machine", "nvdimm=on", "-m", f"slots=1,maxmem={(49 + 4) * MIB}B"]
+    assert "readonly=on" in words[5].split(",")
     assert "bench.root=shared-dax" in made.boot.cmdline.split()
 
 
@@ -258,7 +258,7 @@ def test_a_module_that_is_nowhere_is_named(tmp_path: Path) -> None:
 def test_a_kernel_without_persistent_memory_is_refused(tmp_path: Path) -> None:
     kernel_without = msgspec.structs.replace(KERNEL, modules=str(modules_tree(tmp_path / "m")))
     names = initramfs.ROOT_MODULES["shared-dax"]
-    with pytest.raises(HostError, match="no virtio_pmem") as caught:
+    with pytest.raises(HostError, match="no nfit") as caught:
         initramfs.guest_entries(b"", kernel_without, b"", names)
     assert "another vm.storage" in (caught.value.hint or "")
 
