@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -53,6 +54,10 @@ class Service(Struct, frozen=True, forbid_unknown_fields=True):
         return rate, max(count, round(rate * self.duration))
 
 
+NEED_NETWORK = frozenset({"httpd", "send", "receive"})
+"""Victims and aggressors that there are only between an instance and something outside it."""
+
+
 class Neighbours(Struct, frozen=True, forbid_unknown_fields=True):
     """[neighbours]: who is next to whom in a scenario of kind "neighbours", for how long, and at which rate `httpd` is
     asked. Seconds; requests a second."""
@@ -67,7 +72,18 @@ class Neighbours(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def experiments(self) -> int:
         """Of one trial, controls included."""
-        return len(self.victims) * (2 + len(self.aggressors) * len(self.limits))
+        return self._count(self.victims, self.aggressors)
+
+    @property
+    def unconnected(self) -> int:
+        """Those of them that need no network."""
+        victims, aggressors = (
+            [name for name in names if name not in NEED_NETWORK] for names in (self.victims, self.aggressors)
+        )
+        return self._count(victims, aggressors)
+
+    def _count(self, victims: Sequence[str], aggressors: Sequence[str]) -> int:
+        return len(victims) * (2 + len(aggressors) * len(self.limits))
 
 
 RAISED = Limits(memory=768 * MIB, cpus=2.0, pids=512)

@@ -23,7 +23,7 @@ from msgspec import Struct
 from bench.battery import held
 from bench.drivers.base import Driver, Instance
 from bench.errors import BenchError, LaunchError
-from bench.levels import Neighbours
+from bench.levels import NEED_NETWORK, Neighbours
 from bench.limiters import Stop
 from bench.model import Footprint, HttpCheck, InstanceSpec, Limits
 from bench.plan import NEIGHBOUR_ROOM, Trial
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 TAIL = 0.5  # seconds an aggressor goes on beyond the window: a slow last unit is still beside it
 _REPLY = 1.0  # seconds a request may take
 _VICTIM = "victim"
+_LOOK = 0.5  # seconds between two looks at the host's pressure
 
 
 class Measured(Struct, frozen=True):
@@ -74,6 +75,7 @@ class Kit:
     shield: Callable[[], AbstractContextManager[None]]
     timeout: float  # seconds from launch to ready
     patience: float  # seconds that a program inside may take beyond its own time
+    calm: float = 0.0  # seconds of a trial that may be spent on waiting for pressure on the host's memory to pass
 
     def limits(self, name: LimitsOf) -> Limits:
         return self.declared if name == "declared" else self.raised
@@ -95,34 +97,37 @@ class Neighbourhood:
         doing: Callable[[str], None],
     ) -> None:
         """All experiments of `trial`, each kept as it is made. Raises LaunchError if instances can't be launched."""
-        site = _Site(self._kit, driver, spec, trial.first)
+        room = _Room(self._kit)
+        site = _Site(self._kit, driver, spec, trial.first, room)
         try:
             site.open()
             for cell in cells(self._kit.keys, seed):
                 doing(cell.name)
                 victim, beside = site.pair(cell.limits)
-                keep(cell, self._measured(cell, victim, beside))
+                keep(cell, self._measured(cell, victim, beside, room))
         finally:
             with self._kit.shield():
                 site.close()
 
-    def _measured(self, cell: Cell, victim: Instance, beside: Instance) -> Measured:
-        if why := self._hindrance(cell, victim, beside):
+    def _measured(self, cell: Cell, victim: Instance, beside: Instance, room: _Room) -> Measured:
+        if why := self._hindrance(cell, victim, beside, room):
             return Measured(missing=why)
         try:
             return self._experiment(cell, victim, beside)
         except (BenchError, OSError) as error:
             return Measured(missing=error.message if isinstance(error, BenchError) else str(error))
 
-    def _hindrance(self, cell: Cell, victim: Instance, beside: Instance) -> str | None:
+    def _hindrance(self, cell: Cell, victim: Instance, beside: Instance, room: _Room) -> str | None:
         """Why this experiment can't be made, or must not be."""
-        if cell.victim == "httpd" and (self._kit.check is None or victim.address is None):
-            return "nobody outside can ask the victim: its payload has no reply, or it has no network"
-        if cell.aggressor in ("send", "receive") and beside.address is None:
-            return "the neighbour has no network"
+        if cell.victim in NEED_NETWORK and victim.address is None:
+            return "no network: nobody outside can ask the victim"
+        if cell.victim == "httpd" and self._kit.check is None:
+            return "nobody outside can ask the victim: its payload has no reply"
+        if cell.aggressor in NEED_NETWORK and beside.address is None:
+            return "no network: the neighbour can neither send nor receive"
         if cell.aggressor == "none":
             return None
-        stop = self._kit.stop(self._kit.limits(cell.limits))
+        stop = room.stop(self._kit.limits(cell.limits))
         return f"the host's reserve comes first: {stop.evidence}" if stop else None
 
     def _experiment(self, cell: Cell, victim: Instance, beside: Instance) -> Measured:
@@ -254,11 +259,27 @@ def _concluded(times: Times, pressing: _Pressing, used: tuple[Use, ...], began: 
     return Measured(times, press_of(pressing.said, pressing.beside(began, ended)), used)
 
 
+class _Room:
+    """Whether the host has room for a load. Pressure is given time to pass: an average of ten seconds holds the loads
+    of the experiments before, and whoever came after a memory load would be left out for it."""
+
+    def __init__(self, kit: Kit) -> None:
+        self._kit, self._left = kit, kit.calm
+
+    def stop(self, limits: Limits) -> Stop | None:
+        while (stop := self._kit.stop(limits)) is not None and stop.limiter == "pressure" and self._left > 0:
+            self._left -= _LOOK
+            time.sleep(_LOOK)
+        return stop
+
+
 class _Site:
     """A victim and two neighbours, launched again when a load ended them."""
 
-    def __init__(self, kit: Kit, driver: Driver, spec: Callable[[int, Limits], InstanceSpec], first: int) -> None:
-        self._kit, self._driver, self._spec = kit, driver, spec
+    def __init__(
+        self, kit: Kit, driver: Driver, spec: Callable[[int, Limits], InstanceSpec], first: int, room: _Room
+    ) -> None:
+        self._kit, self._driver, self._spec, self._room = kit, driver, spec, room
         self._numbers = iter(range(first, first + NEIGHBOUR_ROOM))
         self._live: dict[str, tuple[Instance, ExitStack]] = {}
 
@@ -283,7 +304,7 @@ class _Site:
         return self._live[_VICTIM][0], self._live[limits][0]
 
     def _launch(self, limits: Limits) -> tuple[Instance, ExitStack]:
-        if stop := self._kit.stop(limits):
+        if stop := self._room.stop(limits):
             raise LaunchError(f"the host's reserve comes first: {stop.evidence}")
         number = next(self._numbers, None)
         if number is None:

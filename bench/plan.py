@@ -9,7 +9,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from bench.config.scenario import Scenario, settings_for
+from bench.config.scenario import Scenario, settings_for, unconnected
 from bench.errors import ConfigError
 from bench.model import MIB, Condition, VmSettings, condition_text, target_name
 from bench.sweep import COLD, CONCURRENCY, conditions
@@ -251,7 +251,8 @@ def _seconds(trial: Trial, rule: _Rule, scenario: Scenario) -> float:
         return 2 * (rule.launch + rule.teardown) + _BATTERY
     if trial.kind == "neighbours":
         keys = scenario.neighbours
-        return 3 * (rule.launch + rule.teardown) + keys.experiments * (keys.lead + keys.window + _AROUND)
+        made = keys.unconnected if unconnected(scenario, trial.driver, trial.profile) else keys.experiments
+        return 3 * (rule.launch + rule.teardown) + made * (keys.lead + keys.window + _AROUND)
     ramp = trial.launches * rule.launch + len(trial.steps) * (scenario.settle + _SAMPLE)
     return min(ramp, trial.seconds or ramp) + trial.launches * rule.teardown
 

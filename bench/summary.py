@@ -122,11 +122,26 @@ class LimitRow(Struct, frozen=True, omit_defaults=True):
     accelerator: str | None = None
 
 
-class NeighbourSummary(Struct, frozen=True):
-    """Of a run of kind "neighbours"."""
+class DearestRow(Struct, frozen=True):
+    """The neighbour that cost a victim's median most, chosen `out_of` all measured of this driver with these limits.
+    `loss` against an idle neighbour: its interval holds at 95 % for all of those at once. `shown`: it is above 0."""
+
+    driver: str
+    profile: str
+    limits: LimitsOf
+    victim: Victim
+    aggressor: Beside
+    out_of: int
+    loss: Loss
+    shown: bool
+
+
+class NeighbourSummary(Struct, frozen=True, omit_defaults=True):
+    """Of a run of kind "neighbours". `dearest`: none of guests under tcg."""
 
     losses: Sequence[LossRow]
     limits: Sequence[LimitRow]
+    dearest: Sequence[DearestRow] = []
 
 
 class Summary(Struct, frozen=True, omit_defaults=True):

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from bench.analysis import neighbours as cost
+from bench.analysis.dearest import Dearest, every_dearest
 from bench.analysis.exposure import LISTED, AxisTable, exposures
 from bench.analysis.isolation import Matrix, matrix
 from bench.analysis.resampling import Estimate
 from bench.store import RunData
 from bench.summary import (
+    DearestRow,
     ExposureRow,
     FindingRow,
     LimitRow,
@@ -61,7 +63,17 @@ def _exposed(table: AxisTable) -> Iterator[ExposureRow]:
 
 
 def _neighbours(found: cost.Neighbourly) -> NeighbourSummary:
-    return NeighbourSummary([_lost(row) for row in found.rows], [_held(one) for one in found.held])
+    return NeighbourSummary(
+        [_lost(row) for row in found.rows], [_held(one) for one in found.held], [*map(_chosen, every_dearest(found))]
+    )
+
+
+def _chosen(one: Dearest) -> DearestRow:
+    row, loss = one.row, one.loss
+    return DearestRow(
+        row.target.driver, row.target.profile, row.limits, row.victim, row.aggressor, one.of,
+        Loss(loss.value, loss.low, loss.high, loss.n, loss.method), one.shown,
+    )  # fmt: skip
 
 
 def _lost(row: cost.Row) -> LossRow:

@@ -1,7 +1,8 @@
 """What neighbours cost: each experiment against its round's own controls, and whether limits were honoured.
 
 A loss is how much longer a victim's units of work (or its answers) took: the ratio of two medians, or two 99th
-percentiles, of one round, less 1; over rounds the geometric mean, with Student's t on the logarithms.
+percentiles, of one round, less 1; over rounds the geometric mean, with Student's t on the logarithms. Each interval
+holds for its own row; `dearest` says what holds of one that was chosen out of many.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Row(Struct, frozen=True):
     failed: int
     load: str  # what the aggressor said of its load, in the last sound round
     missing: tuple[str, ...]  # why rounds have no result
+    ratios: tuple[float, ...] = ()  # a round: the median over that of its idle control
 
     @property
     def claims(self) -> bool:
@@ -126,12 +128,18 @@ def _row(target: Target, key: Key, by_key: Mapping[Key, Sequence[NeighbourRecord
     return Row(
         target, victim, aggressor, limits, _losses(good, idle, seed, *labels, "idle"),
         _losses(good, polite, seed, *labels, "polite"), len(good), sum(one.times.n for one in good if one.times),
-        sum(one.times.failed for one in good if one.times), _load(good), _missing(own),
+        sum(one.times.failed for one in good if one.times), _load(good), _missing(own, idle),
+        tuple(_ratios(good, idle, "0.5")),
     )  # fmt: skip
 
 
-def _missing(own: Sequence[NeighbourRecord]) -> tuple[str, ...]:
+def _missing(own: Sequence[NeighbourRecord], idle: Sequence[NeighbourRecord]) -> tuple[str, ...]:
     reasons = [one.missing or "the load was not beside the victim all the time" for one in own if not sound(one)]
+    alone = {one.round: one for one in idle}
+    for one in own:
+        if sound(one) and not ((control := alone.get(one.round)) and sound(control)):
+            why = control.missing if control and control.missing else "there is none"
+            reasons.append(f"nothing to set it against, an idle neighbour in the same round: {why}")
     return tuple(dict.fromkeys(reasons))
 
 
@@ -148,21 +156,20 @@ def _load(good: Sequence[NeighbourRecord]) -> str:
 
 
 def _losses(good: Sequence[NeighbourRecord], control: Sequence[NeighbourRecord], seed: int, *labels: str) -> Losses:
-    base = {one.round: one for one in control if sound(one)}
-    return Losses(*(_loss(good, base, share, seed, *labels) for share in ("0.5", "0.99")))
+    return Losses(*(_loss(_ratios(good, control, share), seed, *labels, share) for share in ("0.5", "0.99")))
 
 
-def _loss(
-    good: Sequence[NeighbourRecord], base: Mapping[int, NeighbourRecord], share: str, seed: int, *labels: str
-) -> Estimate | None:
+def _ratios(good: Sequence[NeighbourRecord], control: Sequence[NeighbourRecord], share: str) -> list[float]:
     """Paired by round: what drifts meanwhile hits both."""
-    ratios = [
-        above / below for one in good if (above := _at(one, share)) and (below := _at(base.get(one.round), share))
-    ]
+    base = {one.round: one for one in control if sound(one)}
+    return [above / below for one in good if (above := _at(one, share)) and (below := _at(base.get(one.round), share))]
+
+
+def _loss(ratios: Sequence[float], seed: int, *labels: str) -> Estimate | None:
     if not ratios:
         return None
     value = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    rng = generator(seed, *labels, share)
+    rng = generator(seed, *labels)
     found = ramp_sample(value, len(ratios), np.array(ratios), rng, positive=True).estimate()
     low, high = (None if end is None else end - 1 for end in (found.low, found.high))
     return Estimate(found.value - 1, low, high, found.n, found.method)
@@ -192,20 +199,3 @@ def _kept(target: Target, limits: LimitsOf, limit: str, some: Sequence[tuple[flo
     honoured = mean <= declared * QUOTA if limit == "cpus" else most <= declared
     judged = None if target.driver == "vm" and limit != "cpus" else honoured
     return Held(target, limits, limit, declared, mean, most, len(values), judged)
-
-
-def worst(found: Neighbourly, target: Target, limits: LimitsOf) -> Row | None:
-    """The aggressor that cost a victim's median most, at the least that its interval allows; None without any."""
-    rows = [
-        row for row in found.rows
-        if row.target == target and row.limits == limits and row.aggressor != "polite" and row.idle.median is not None
-    ]  # fmt: skip
-    return max(rows, key=_surely, default=None)
-
-
-def _surely(row: Row) -> tuple[bool, float]:
-    """A loss with an interval counts by its lower end, and before one without."""
-    found = row.idle.median
-    if found is None:
-        return False, -math.inf
-    return found.low is not None, found.value if found.low is None else found.low

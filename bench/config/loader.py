@@ -16,7 +16,15 @@ from bench.config import schema
 from bench.config.bounds import NUMBERS
 from bench.config.overrides import override, payload_table
 from bench.config.profiles import SETTINGS, split_driver
-from bench.config.scenario import BUILTIN_PAYLOADS, TOUCH, PayloadEntry, Scenario, payload_for, settings_for
+from bench.config.scenario import (
+    BUILTIN_PAYLOADS,
+    TOUCH,
+    PayloadEntry,
+    Scenario,
+    payload_for,
+    settings_for,
+    unconnected,
+)
 from bench.config.words import WORDS, did_you_mean
 from bench.config.written import as_raw
 from bench.errors import ConfigError
@@ -236,12 +244,21 @@ class Loader:
             elsewhere = scenario.scratch.filesystem != "none"
             if isinstance(settings, VmSettings) and settings.storage == "reflink" and elsewhere:
                 self._fail("vm.storage", '"reflink" does not go with scratch.filesystem: the template lies elsewhere')
+        self._check_networks(scenario)
+
+    def _check_networks(self, scenario: Scenario) -> None:
+        """Who has none is neither ready by a port nor answers; experiments that need no answer can be made."""
         payload = payload_for(scenario)
         needs = "reply" if payload.reply else "ready.port" if payload.ready.port else "ready.http"
         if payload.ready.line is not None and payload.reply is None:
             return
         for driver, profile in scenario.targets():
-            if getattr(settings_for(scenario, driver, profile), "network", None) == "none":
+            if not unconnected(scenario, driver, profile):
+                continue
+            if scenario.kind == "neighbours" and payload.ready.line is not None:
+                if not scenario.neighbours.unconnected:
+                    self._fail("neighbours.victims", f"{driver}:{profile} has no network: add a victim that needs none")
+            else:
                 self._fail(
                     f"{driver}.network",
                     f'"none" does not go with payload {payload.name}, whose {needs} needs a network: '

@@ -110,6 +110,11 @@ def settings_for(scenario: Scenario, driver: str, profile: str) -> Settings:
     return msgspec.convert(merged, SETTINGS[driver])
 
 
+def unconnected(scenario: Scenario, driver: str, profile: str) -> bool:
+    """Whether its instances have no network."""
+    return getattr(settings_for(scenario, driver, profile), "network", None) == "none"
+
+
 def payload_for(scenario: Scenario) -> Payload:
     """What runs inside: the scenario's own entry, or a built-in one."""
     keys = scenario.payload

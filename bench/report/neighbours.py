@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from bench.analysis.isolation import Target
-from bench.analysis.neighbours import Neighbourly, worst
-from bench.records import LimitsOf
+from bench.analysis.dearest import Dearest, every_dearest
+from bench.analysis.neighbours import Neighbourly, Row
+from bench.records import Beside, LimitsOf, Victim
 from bench.report import format
 
 _UNITS = {"cpus": "CPUs", "memory": "bytes", "pids": "count"}
@@ -30,37 +32,41 @@ def said(found: Neighbourly | None) -> list[str]:
     """Sentences: what cost most, for each driver with and without limits; no claim from guests under tcg."""
     if found is None:
         return []
-    sentences = []
-    for target in found.targets:
-        if target.accelerator == "tcg":
-            sentences.append(
-                f"{target.name}: not measured under kvm. Its guests ran under tcg, so their figures measure the "
-                "emulator too, and no claim is made from them."
-            )
-            continue
-        sentences += [text for limits in _LIMITS if (text := _said(found, target, limits))]
-    return sentences
-
-
-_LIMITS: tuple[LimitsOf, ...] = ("declared", "raised")
-
-
-def _said(found: Neighbourly, target: Target, limits: LimitsOf) -> str | None:
-    row = worst(found, target, limits)
-    if row is None:
-        return None
-    loss, count = format.loss(row.idle.median), _measured(found, target, limits)
-    clear = row.idle.median is not None and row.idle.median.low is not None and row.idle.median.low > 0
-    said = "was" if clear else "may have been, though its interval is not clear of 0 or not known,"
-    return (
-        f"{target.name}, limits {limits}: of {count} neighbours measured the dearest {said} {row.aggressor} beside "
-        f"{row.victim}, whose median unit took {loss} longer; n = {row.n} rounds."
-    )
-
-
-def _measured(found: Neighbourly, target: Target, limits: LimitsOf) -> int:
-    rows = [
-        row for row in found.rows
-        if row.target == target and row.limits == limits and row.aggressor != "polite" and row.n
+    emulated = [
+        f"{target.name}: not measured under kvm. Its guests ran under tcg, so their figures measure the emulator too, "
+        "and no claim is made from them."
+        for target in found.targets if target.accelerator == "tcg"
     ]  # fmt: skip
-    return len(rows)
+    return [*map(_said, every_dearest(found)), *emulated]
+
+
+def _said(chosen: Dearest) -> str:
+    row = chosen.row
+    took = f"{row.aggressor} beside {row.victim}, whose median unit took {format.loss(chosen.loss)} longer"
+    if chosen.shown:
+        said = f"of {chosen.of} neighbours measured the dearest was {took}"
+    else:
+        why = "has no interval" if chosen.loss.low is None else "is not clear of 0"
+        said = (
+            f"no loss is shown beside any of {chosen.of} neighbours measured; the largest found was {took}, which {why}"
+        )
+    corrected = "" if chosen.loss.low is None else f", corrected for being chosen out of {chosen.of}"
+    return f"{row.target.name}, limits {row.limits}: {said}{corrected}; n = {chosen.loss.n} rounds."
+
+
+def unmeasured(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Who stood beside whom, and why that has no result: one line for all aggressors of a victim with one reason."""
+    asked = Counter((row.target.name, row.victim, row.aggressor) for row in rows)
+    found: dict[tuple[str, Victim, str], dict[Beside, list[LimitsOf]]] = {}
+    for row in rows:
+        for reason in row.missing:
+            some = found.setdefault((row.target.name, row.victim, reason), {})
+            some.setdefault(row.aggressor, []).append(row.limits)
+    lines = []
+    for (target, victim, reason), some in found.items():
+        names = [
+            name if len(limits) == asked[target, victim, name] else f"{name} (limits {', '.join(limits)})"
+            for name, limits in some.items()
+        ]
+        lines.append((f"{target}, {victim} beside {', '.join(names)}", reason))
+    return lines

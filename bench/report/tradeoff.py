@@ -28,12 +28,13 @@ def drawings(found: Sequence[Tradeoff]) -> list[Drawing]:
 def _drawing(gain: Gain, found: Sequence[Tradeoff]) -> Drawing:
     names = list(dict.fromkeys(point.target.name for one in found for point in one.points))
     better = "up" if gain == "per_gib" else "down"
+    notes = [one.note for one in found if one.note]
     absent = [f"{name} has no place on {one.axis}: {why}" for one in found for name, why in one.absent.items()]
     caption = (
         "Each panel is one axis of isolation, and there is no sum of them. Better is left and "
         f"{better}; {GAINS[gain]} on a logarithmic axis. "
         "The line joins those that no other beats on both (Pareto front). Hollow: guests under tcg, "
-        "whose start-up is the emulator's. " + "; ".join(absent)
+        "whose start-up is the emulator's. " + "; ".join([*notes, *absent])
     )
     return drawn(
         f"tradeoff-{gain.replace('_', '-')}", _TITLES[gain], caption.strip(), _alt(gain, found),

@@ -28,6 +28,7 @@ from bench.probes.neighbours.cells import Cell
 from bench.records import NeighbourRecord, TrialRecord
 
 _PATIENCE = 20.0  # seconds a program inside may take beyond its own time; a guest under tcg is slow to start one
+_CALM = 60.0  # seconds of a trial at most for pressure on memory to pass; what comes later is left out
 _BEYOND = 5.0  # seconds the host's end of a network load waits longer than the load lasts
 
 
@@ -109,6 +110,7 @@ class Experiments:
             shield=job.shield,
             timeout=job.scenario.timeout,
             patience=_PATIENCE,
+            calm=_CALM,
         )
 
 

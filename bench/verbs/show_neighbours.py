@@ -7,7 +7,7 @@ import click
 from bench.analysis.isolation import Target
 from bench.analysis.neighbours import Held, Neighbourly, Row
 from bench.report.format import loss, quantity
-from bench.report.neighbours import said
+from bench.report.neighbours import said, unmeasured
 from bench.verbs.out import table
 
 _UNITS = {"cpus": "CPUs", "memory": "bytes", "pids": "count"}
@@ -18,7 +18,10 @@ def print_neighbours(found: Neighbourly) -> None:
     columns = [
         "driver", "victim", "beside", "limits", "median", "p99", "median against polite", "n", "failed", "load",
     ]  # fmt: skip
-    title = "Loss: how much longer a victim's work took than beside an idle neighbour, 95 % intervals over n rounds"
+    title = (
+        "Loss: how much longer a victim's work took than beside an idle neighbour, over n rounds; "
+        "95 % intervals, each for its row alone"
+    )
     table(columns, [_cells(row) for row in found.rows], right=(4, 5, 6, 7, 8), title=title)
     if found.held:
         click.echo()
@@ -29,9 +32,8 @@ def print_neighbours(found: Neighbourly) -> None:
     click.echo()
     for sentence in said(found):
         click.echo(sentence)
-    for row in found.rows:
-        for reason in row.missing:
-            click.echo(f"  not measured: {_heading(row.target)}, {row.victim} beside {row.aggressor}: {reason}")
+    for who, reason in unmeasured(found.rows):
+        click.echo(f"  not measured: {who}: {reason}")
 
 
 def _heading(target: Target) -> str:

@@ -130,3 +130,28 @@ def test_a_run_of_every_load_by_the_command(tmp_path: Path, own_state: Path) -> 
     program = str(load_program(cache_dir()))
     lines = [procfs.read(path) or "" for path in Path("/proc").glob("[0-9]*/cmdline")]
     assert not [line for line in lines if line.startswith(program)]
+
+
+def test_an_instance_without_a_network_is_measured_beside_what_needs_none(tmp_path: Path, own_state: Path) -> None:
+    """What needs one is in the run too, with the reason; so is what needs a disk, for a root that is read-only."""
+    argv = [
+        sys.executable, "-m", "bench", "run", "neighbours", "--drivers", "container:strict", "--rounds", "1", "--set",
+        "neighbours.victims=['httpd','cpu','disk']", "--set", "neighbours.aggressors=['fork','send']", "--set",
+        "neighbours.limits=['declared']", "--set", "neighbours.window=300 ms", "--results", str(tmp_path),
+    ]  # fmt: skip
+    done = run(argv, check=False, timeout=120)
+    assert done.status == 0, done.stderr
+    [folder] = tmp_path.iterdir()
+    found = [one for one in read_run(folder).records if isinstance(one, NeighbourRecord)]
+    assert len(found) == 3 * 4
+    made = {one.aggressor: one for one in found if one.victim == "cpu" and one.aggressor != "send"}
+    assert [one.missing for one in made.values()] == [None] * 3
+    assert all(one.times is not None and one.times.n > 0 for one in made.values())
+    assert made["fork"].press is not None
+    assert made["fork"].press.refused > 0
+    for one in found:
+        if one.victim == "httpd" or one.aggressor == "send":
+            assert (one.missing or "").startswith("no network")
+        elif one.victim == "disk":
+            assert "no file on a disk can be written" in (one.missing or "")
+        assert (one.times is None) == (one not in made.values())

@@ -10,9 +10,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
-from bench.analysis.neighbours import neighbours, sound, worst
+from bench.analysis.dearest import dearest, simultaneous
+from bench.analysis.isolation import Target
+from bench.analysis.neighbours import Losses, Neighbourly, Row, neighbours, sound
 from bench.analysis.tables import table
 from bench.config.find import find_scenario
 from bench.config.loader import load_scenario
@@ -35,6 +38,7 @@ from bench.verbs.show_neighbours import print_neighbours
 from tests.fakes import IMAGE, RUN, FakeDriver, FakeInstance
 from tests.unit.fabricated import host, info
 
+READY_BY_A_PORT = ("payload=web", "payloads.web.command=['a']", "payloads.web.ready.port=80")
 TRIAL = Trial("r1-container:default", 1, "container", "default", "neighbours", 64, (), 0, 1)
 
 
@@ -80,6 +84,25 @@ def test_the_scenario_is_one_trial_a_driver_and_round() -> None:
     assert len(plan.trials) == 3 * chosen.rounds
     assert plan.trials[0].most == 3
     assert 600 < estimate(plan, chosen).seconds < 7200
+
+
+def test_an_instance_without_a_network_works_beside_those_that_need_none() -> None:
+    drivers = ["drivers=['container:strict']", "rounds=1"]
+    chosen = load_scenario(find_scenario("neighbours"), overrides=drivers)
+    assert chosen.neighbours.unconnected == 3 * (2 + 4 * 2)
+    seconds = {
+        name: estimate(plan, one).seconds
+        for name, one in {
+            "none": chosen,
+            "bridge": load_scenario(find_scenario("neighbours"), overrides=[*drivers, "container.network=bridge"]),
+        }.items()
+        if (plan := make_plan(one, seed=1))
+    }
+    assert seconds["none"] < seconds["bridge"], "what can't be made takes no time"
+    with pytest.raises(ConfigError, match=r"neighbours\.victims: container:strict has no network"):
+        load_scenario(find_scenario("neighbours"), overrides=[*drivers, "neighbours.victims=['httpd']"])
+    with pytest.raises(ConfigError, match=r"ready\.port needs a network"):
+        load_scenario(find_scenario("neighbours"), overrides=[*drivers, *READY_BY_A_PORT])
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -188,8 +211,14 @@ def serve(beside: Instance, seconds: float) -> Iterator[tuple[str, int]]:
     yield "198.18.0.1", 4000
 
 
-def run_trial(street: Street, stop: Stop | None = None, **keys: object) -> dict[str, Measured]:
-    """By the experiments' names."""
+def run_trial(
+    street: Street, stop: Stop | None = None, looks: int | None = None, calm: float = 0.0, **keys: object
+) -> dict[str, Measured]:
+    """By the experiments' names. `stop`: what the host says once all three are alive, at the first `looks` (always)."""
+    left = iter(range(looks if looks is not None else 1_000_000))
+
+    def stopped(limits: Limits) -> Stop | None:
+        return stop if street.alive >= {1, 2, 3} and next(left, None) is not None else None
 
     def ask(check: HttpCheck, addresses: Sequence[str], order: Sequence[int], rate: float, late: float) -> list[Answer]:
         time.sleep(0.02)
@@ -199,8 +228,7 @@ def run_trial(street: Street, stop: Stop | None = None, **keys: object) -> dict[
     chosen = Neighbours(**{"window": 0.02, "lead": 0.01, **keys})  # type: ignore[arg-type]
     kit = Kit(
         program="/load", keys=chosen, declared=Limits(), raised=RAISED, check=HttpCheck(port=80), ask=ask, serve=serve,
-        stop=lambda limits: stop if street.alive >= {1, 2, 3} else None, cpu_seconds=lambda footprint: None,
-        shield=nullcontext, timeout=1.0, patience=1.0,
+        stop=stopped, cpu_seconds=lambda footprint: None, shield=nullcontext, timeout=1.0, patience=1.0, calm=calm,
     )  # fmt: skip
     kept: dict[str, Measured] = {}
 
@@ -264,11 +292,36 @@ def test_what_can_not_be_measured_says_why() -> None:
     assert found["cpu beside none, limits declared"].missing is None
 
 
+def test_without_a_network_only_what_needs_one_is_left_out() -> None:
+    """All asked for is recorded, with times or with the reason; what is made is the same work as anywhere."""
+    asked = Neighbours(("httpd", "cpu", "disk"), ("cpu", "disk", "send"))
+    alone, connected = Street(), Street()
+    alone.networked = False
+    kept = run_trial(alone, victims=asked.victims, aggressors=asked.aggressors)
+    assert kept.keys() == {cell.name for cell in cells(asked, "seed")}
+    unmade = {name: one for name, one in kept.items() if one.missing}
+    assert set(unmade) == {name for name in kept if "httpd" in name or "send" in name}
+    assert len(kept) - len(unmade) == asked.unconnected == 12
+    assert all((one.missing or "").startswith("no network") and one.times is None for one in unmade.values())
+    run_trial(connected, victims=("cpu", "disk"), aggressors=("cpu", "disk"))
+    alike = [sorted((limits.pids, words) for _, limits, words in one.said) for one in (alone, connected)]
+    assert alike[0] == alike[1]
+
+
 def test_the_hosts_reserve_comes_before_a_load() -> None:
     street = Street()
     found = run_trial(street, Stop("memory", "too little"), victims=("cpu",), aggressors=("memory",))
     assert "reserve" in (found["cpu beside memory, limits raised"].missing or "")
     assert not [words for _, _, words in street.said if words[0] == "press"]
+
+
+def test_pressure_of_the_load_before_may_pass_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.neighbourhood._LOOK", 0.01)
+    pressure, keys = Stop("pressure", "some waited"), dict(victims=("cpu",), aggressors=("memory",))
+    passed = run_trial(Street(), pressure, looks=3, calm=0.1, **keys)
+    assert [one.missing for one in passed.values() if one.missing] == []
+    stayed = run_trial(Street(), pressure, looks=3, calm=0.02, **keys)
+    assert len([one for one in stayed.values() if "reserve" in (one.missing or "")]) == 1, "left out, not waited for"
 
 
 def test_who_dies_of_its_load_is_launched_again() -> None:
@@ -303,6 +356,7 @@ def record(
     return NeighbourRecord(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+VICTIMS, AGGRESSORS = Neighbours().victims, Neighbours().aggressors
 DRIFT = (1.0, 1.5, 0.7, 1.2)
 
 
@@ -351,9 +405,64 @@ def test_a_loss_is_found_with_its_interval_and_none_where_there_is_none() -> Non
     assert against_polite is not None
     assert abs(against_polite.value) < 0.02, "what polite work costs too is no lack of isolation"
     assert ("none", "declared") not in rows
-    row = worst(found, found.targets[0], "raised")
-    assert row is not None
-    assert row.aggressor == "cpu"
+    chosen = dearest(found, found.targets[0], "raised")
+    assert chosen is not None
+    assert (chosen.row.aggressor, chosen.of, chosen.shown) == ("cpu", 2, True)
+    assert chosen.loss.value == pytest.approx(raised.value)
+    assert chosen.loss.low is not None
+    assert 0.9 < chosen.loss.low < raised.low, "wider than the row's own, for there was a choice"
+
+
+ROUNDS = 5
+TARGET = Target("container", "default", None)
+
+
+def noise(seed: int, rounds: int = ROUNDS, **planted: float) -> Neighbourly:
+    """Four victims beside six aggressors that cost nothing; all of a victim are set against one control a round.
+
+    `planted`: an aggressor beside which every unit takes that many times as long.
+    """
+    random = np.random.default_rng(seed)
+    rows = []
+    for victim in VICTIMS:
+        idle = random.lognormal(0.0, 0.1, rounds)
+        for aggressor in AGGRESSORS:
+            ratios = planted.get(aggressor, 1.0) * random.lognormal(0.0, 0.1, rounds) / idle
+            none = Losses(None, None)
+            rows.append(Row(TARGET, victim, aggressor, "declared", none, none, rounds, 0, 0, "", (), tuple(ratios)))
+    return Neighbourly((TARGET,), tuple(rows), ())
+
+
+def test_out_of_noise_the_dearest_is_claimed_as_rarely_as_is_said() -> None:
+    """Of 400 runs in which nobody costs anything."""
+    runs = [noise(seed) for seed in range(400)]
+    claimed = sum((one := dearest(run, TARGET, "declared")) is not None and one.shown for run in runs)
+    by_itself = sum(any((simultaneous(row.ratios, 1).low or 0) > 0 for row in run.rows) for run in runs)
+    assert claimed <= 0.05 * len(runs)
+    assert by_itself > 0.15 * len(runs), "uncorrected, chance alone would be named far more often than in 5 %"
+
+
+def test_a_loss_is_claimed_also_after_a_choice_of_many_but_not_from_two_rounds() -> None:
+    found = dearest(noise(1, disk=3.0), TARGET, "declared")
+    assert found is not None
+    assert (found.row.aggressor, found.of, found.shown) == ("disk", 24, True)
+    few = dearest(noise(1, rounds=2, disk=3.0), TARGET, "declared")
+    assert few is not None
+    assert few.loss.low is not None
+    assert not few.shown, "two rounds can't carry a choice out of 24"
+    assert few.loss.value == max(simultaneous(row.ratios, 24).value for row in noise(1, rounds=2, disk=3.0).rows)
+    one = dearest(noise(1, rounds=1), TARGET, "declared")
+    assert one is not None
+    assert (one.loss.low, one.loss.high, one.shown) == (None, None, False)
+
+
+def test_what_was_chosen_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    print_neighbours(noise(1, disk=3.0))
+    print_neighbours(noise(1))
+    shown = capsys.readouterr().out
+    assert "of 24 neighbours measured the dearest was disk beside" in shown
+    assert "no loss is shown beside any of 24 neighbours measured; the largest found was" in shown
+    assert shown.count("corrected for being chosen out of 24; n = 5 rounds.") == 2
 
 
 def test_a_limit_that_did_not_hold_is_seen() -> None:
@@ -388,6 +497,16 @@ def test_rounds_without_their_load_are_left_out() -> None:
     assert row.idle.median.value == pytest.approx(1.0)
     assert row.idle.median.low is None
     assert set(row.missing) == {"it died", "the load was not beside the victim all the time"}
+
+
+def test_a_load_without_its_control_says_what_is_missing() -> None:
+    found = neighbours(data([record(1, "none", times=None, missing="it died"), record(1, "cpu"), record(2, "cpu")]))
+    assert found is not None
+    [row] = found.rows
+    assert row.n == 2
+    assert row.idle.median is None
+    assert [reason.rpartition(": ")[2] for reason in row.missing] == ["it died", "there is none"]
+    assert dearest(found, found.targets[0], "declared") is None
 
 
 def test_no_claim_is_made_from_guests_under_tcg(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,19 @@ def test_neighbours_are_losses_and_limits(shown: Shown) -> None:
     assert median["low"] < median["value"] < median["high"]
     assert "polite" in rows["container", "polite", "declared"]
     assert rows["vm", "cpu", "raised"]["accelerator"] == "tcg"
+    declared, raised = said["neighbours"]["dearest"]  # none of the guests under tcg
+    assert (declared["limits"], declared["aggressor"], declared["out_of"], declared["shown"]) == (
+        "declared",
+        "cpu",
+        1,
+        True,
+    )
+    assert {key: raised[key] for key in raised if key != "loss"} == {
+        "driver": "container", "profile": "default", "limits": "raised", "victim": "cpu", "aggressor": "cpu",
+        "out_of": 2, "shown": True,
+    }  # fmt: skip
+    assert raised["loss"]["value"] == pytest.approx(median["value"])
+    assert raised["loss"]["low"] < median["low"] < median["high"] < raised["loss"]["high"], "it was chosen out of two"
     limits = {(one["driver"], one["limits"]): one for one in said["neighbours"]["limits"]}
     assert limits["container", "declared"] == {
         "driver": "container", "profile": "default", "limits": "declared", "limit": "cpus", "declared": 1.0,

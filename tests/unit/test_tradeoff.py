@@ -7,7 +7,7 @@ import pytest
 
 from bench.analysis.tradeoff import Tradeoff, tradeoffs
 from bench.errors import UsageError
-from bench.records import Containment, Exposure, ExposureRecord, Finding, FindingRecord, Record
+from bench.records import Containment, Exposure, ExposureRecord, Finding, FindingRecord, NeighbourRecord, Record
 from bench.report.build import render
 from bench.store import RunData
 from tests.unit.fabricated import host, info, run_data
@@ -64,6 +64,27 @@ def test_losses_of_guests_under_tcg_are_no_points() -> None:
     assert {point.target.name for point in axis.points} == {"process:default", "container:default"}
     assert 90 < axis.points[0].cost < 110
     assert axis.absent == {"vm:stock": "not measured"}
+    assert axis.note == "the dearest neighbour, limits raised, was chosen out of 2"
+
+
+def test_all_choose_their_dearest_neighbour_out_of_the_same() -> None:
+    """A driver that lacks the dearest one (it has no network, or no disk) is not the better for it."""
+    fewer = [one for one in experiments("process") if not (isinstance(one, NeighbourRecord) and pressed_cpu(one))]
+    losses = by_axis(tradeoffs([DENSITY, RunData(info(), host(), (*fewer, *experiments("container")))]))
+    axis = losses["per_gib", "loss beside the dearest neighbour, limits raised, %"]
+    assert {point.target.name: round(point.cost) for point in axis.points} == {
+        "process:default": 0,
+        "container:default": 0,
+    }
+    assert "chosen out of 1, without 1 that not all had" in axis.note
+    assert axis.note.endswith("not clear of 0 (95 %, corrected for the choice): process:default, container:default")
+    assert "without 1 that not all had" in render(
+        DENSITY, [RunData(info(), host(), (*fewer, *experiments("container")))]
+    )
+
+
+def pressed_cpu(one: NeighbourRecord) -> bool:
+    return (one.aggressor, one.limits) == ("cpu", "raised")
 
 
 def test_runs_of_different_hosts_are_refused() -> None:

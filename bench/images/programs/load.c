@@ -125,9 +125,10 @@ static int work(char **words) {
     void (*unit)(void) = !strcmp(kind, "cpu") ? unit_cpu : !strcmp(kind, "memory") ? unit_memory
                        : !strcmp(kind, "disk") ? unit_disk : NULL;
     if (!unit) return 2;
-    buffer = mmap(NULL, 2 * HALF, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    long size = unit == unit_memory ? 2 * HALF : BLOCK; /* a small guest grants no more than it has */
+    buffer = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (buffer == MAP_FAILED) return missing("no memory");
-    if (unit == unit_memory) memset(buffer, 1, 2 * HALF);
+    if (unit == unit_memory) memset(buffer, 1, size);
     if (unit == unit_disk && (file = scratch_file()) < 0) return missing("no file on a disk can be written");
     unit(); /* the first one faults pages in */
     for (; made < MOST_UNITS && !over(); made++, turn++) {
