@@ -175,6 +175,7 @@ class InstanceSpec(Struct, frozen=True):
     settings: Settings
     logs: str = ""  # folder of the run for consoles and payload output
     ramp: int = 1  # how many of its kind are to be alive at once
+    condition: Condition = {}  # its trial's
 
     @property
     def id(self) -> str:
@@ -293,7 +294,12 @@ def condition_text(condition: Condition) -> str:
 
 def target_name(driver: str, profile: str, condition: str = "") -> str:
     """`container:default`, or `container:default [cache=cold]`; `condition` as text."""
-    return f"{driver}:{profile} [{condition}]" if condition else f"{driver}:{profile}"
+    return f"{driver}:{profile_name(profile, condition)}"
+
+
+def profile_name(profile: str, condition: str = "") -> str:
+    """The same without the driver."""
+    return f"{profile} [{condition}]" if condition else profile
 
 
 def to_json(value: object) -> bytes:

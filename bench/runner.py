@@ -27,7 +27,7 @@ from bench.errors import BenchError, Interrupted, LaunchError, ReadyTimeoutError
 from bench.flight import Flown
 from bench.job import Job, Sink
 from bench.limiters import Stop, as_launch_error, limiter_of
-from bench.linux import cgroups, endpoints
+from bench.linux import endpoints
 from bench.model import (
     Condition,
     InstanceSpec,
@@ -218,6 +218,7 @@ class Runner:
             settings=settings_for(scenario, trial.driver, trial.profile),
             logs=job.logs,
             ramp=min(trial.count, _FORESEEN) if trial.to_limit else trial.count,
+            condition=trial.condition,
         )
 
     def _next_spec(self, ramp: Ramp) -> InstanceSpec:
@@ -417,10 +418,8 @@ _TEARDOWN = frozenset({Phase.STOP.value, Phase.STOPPED.value, Phase.REMOVED.valu
 
 
 def _cause(instance: Instance) -> str:
-    """Where the kernel still knows it: its group counts whom the OOM killer took."""
-    groups = instance.footprint().cgroups
-    path = groups.get("memory") or groups.get("unified")
-    return " (killed by the OOM killer, at its memory limit)" if path and cgroups.oom_kills(path) else ""
+    cause = instance.cause_of_death()
+    return f" ({cause})" if cause else ""
 
 
 def _first_of_each(trials: Sequence[Trial]) -> list[Trial]:

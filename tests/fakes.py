@@ -54,6 +54,9 @@ class FakeInstance:
     def alive(self) -> bool:
         return self.running and self.spec.number not in self.driver.dead
 
+    def cause_of_death(self) -> str | None:
+        return self.driver.cause
+
     def exec(self, argv: Sequence[str], *, timeout: float) -> Completed:
         return Completed(0, "", "")
 
@@ -77,6 +80,7 @@ class FakeDriver:
         self.never_ready: set[int] = set()
         self.refused: set[int] = set()
         self.dead: set[int] = set()
+        self.cause: str | None = None  # of their death
         self.alive: set[int] = set()
 
     def support(self, host: HostFacts) -> Support:

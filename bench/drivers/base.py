@@ -32,6 +32,10 @@ class Instance(Protocol):
         """Whether its first process (payload, guest) still runs; cheap."""
         ...
 
+    def cause_of_death(self) -> str | None:
+        """Of one that is not alive: what ended it, where the kernel's own counters prove it. None: not known."""
+        ...
+
     def exec(self, argv: Sequence[str], *, timeout: float) -> Completed:
         """Run `argv` inside and return what it said. Raises CommandError after `timeout` seconds."""
         ...

@@ -21,6 +21,7 @@ from bench.container.profile import PATH
 from bench.drivers.context import RunContext
 from bench.drivers.ready import marks, wait_ready
 from bench.errors import LaunchError
+from bench.linux import oom
 from bench.linux.lines import LineStream
 from bench.linux.netlink import delete_link
 from bench.model import Completed, Footprint, InstanceSpec, Leftover, Phase, PhaseLog, RunId
@@ -86,6 +87,9 @@ class LaunchedInstance:
 
     def alive(self) -> bool:
         return not self._stopped and not self._process.ended()
+
+    def cause_of_death(self) -> str | None:
+        return oom.cause(self._groups)  # they stay until we remove them
 
     def wait_ready(self, timeout: float) -> None:
         ready = self._spec.payload.ready

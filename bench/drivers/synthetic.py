@@ -147,6 +147,9 @@ class SyntheticInstance:
     def alive(self) -> bool:
         return self._running
 
+    def cause_of_death(self) -> str | None:
+        return None
+
     def exec(self, argv: Sequence[str], *, timeout: float) -> Completed:
         return Completed(0, "", "")
 

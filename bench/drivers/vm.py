@@ -34,6 +34,8 @@ from bench.model import (
     RunId,
     Support,
     VmSettings,
+    condition_text,
+    profile_name,
     token_of,
 )
 from bench.paths import cache_dir, run_state
@@ -77,6 +79,9 @@ class VmInstance:
     def alive(self) -> bool:
         return self._guest.alive()
 
+    def cause_of_death(self) -> str | None:
+        return self._guest.cause_of_death()
+
     def wait_ready(self, timeout: float) -> None:
         ready = self._spec.payload.ready
         if ready.line is not None:
@@ -116,6 +121,7 @@ class VmDriver:
         self._cache = cache_dir()
         self._host: Host | None = None
         self._prepared: dict[bytes, tuple[InstanceSpec, Supplies]] = {}
+        self._names: dict[str, bytes] = {}  # profile and condition -> key of what is prepared for it
         self._found: Accel | None = None  # what a guest boots under when nothing is forced
 
     def support(self, host: HostFacts) -> Support:
@@ -149,9 +155,10 @@ class VmDriver:
         if self._host is not None:
             opened = self._host.connection
             known |= {"libvirt": opened.version(), "uri": opened.uri, "qemu user": opened.user}
-        for spec, made in self._prepared.values():
+        for name, key in self._names.items():
+            spec, made = self._prepared[key]
             known |= {"accelerator": made.accel.name, "accelerator reason": made.accel.reason}
-            known |= supplies.describe(spec.profile, made, _settings(spec))
+            known |= supplies.describe(name, made, _settings(spec))
         return known
 
     def prepare(self, spec: InstanceSpec) -> None:
@@ -159,8 +166,11 @@ class VmDriver:
         domain.check(settings)
         if settings.network == "bridge":
             self._context.network.ensure(spec.ramp)  # also where all else is there: this ramp may be a longer one
-        if key in self._prepared:
-            return
+        if key not in self._prepared:
+            self._prepared[key] = spec, self._supply(spec, settings)
+        self._names[profile_name(spec.profile, condition_text(spec.condition))] = key
+
+    def _supply(self, spec: InstanceSpec, settings: VmSettings) -> Supplies:
         made = supplies.supply(self._cache, self._context.images, spec, settings)
         host = self._open(settings.machine, made.accel)
         if not settings.thp and not host.connection.embedded:
@@ -168,9 +178,7 @@ class VmDriver:
                 f"guests of {host.connection.uri} can't be kept from huge pages: they are not our children",
                 hint="--set vm.thp=true, or leave --connect out",
             )
-        if settings.start == "clone":
-            made = self._with_template(host, spec, made)
-        self._prepared[key] = spec, made
+        return self._with_template(host, spec, made) if settings.start == "clone" else made
 
     def _with_template(self, host: Host, spec: InstanceSpec, made: Supplies) -> Supplies:
         """Boot the guest that clones start from, and save it."""
@@ -269,6 +277,7 @@ class VmDriver:
             groups.drop_empty_parents()
         for folder in (*(self._context.state / name for name in reap.FOLDERS), reap.memory_folder(self._context.run)):
             shutil.rmtree(folder, ignore_errors=True)
+        self._names.clear()
         self._prepared.clear()
 
 

@@ -88,6 +88,20 @@ def oom_kills(path: str) -> int:
     return 0
 
 
+def limit_met(path: str) -> bool:
+    """Whether the group's own memory limit stopped it, whatever came of that; False where the group does not say."""
+    try:
+        with open(f"{path}/memory.events") as file:  # v2
+            return int(dict(line.split() for line in file).get("oom", 0)) > 0
+    except OSError:
+        pass
+    try:
+        with open(f"{path}/memory.failcnt") as file:  # v1
+            return int(file.read()) > 0
+    except OSError:
+        return False
+
+
 def remove(path: str, timeout: float = 5.0) -> None:
     """Remove the group and those below it. Busy ones are retried: exiting processes leave a group only when reaped.
 

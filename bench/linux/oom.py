@@ -1,11 +1,16 @@
-"""Whom the kernel's OOM killer takes first: /proc/PID/oom_score_adj, from -1000 (never) to 1000 (before all others)."""
+"""Whom the kernel's OOM killer takes first: /proc/PID/oom_score_adj, from -1000 (never) to 1000 (before all others).
+
+And whom it took: the kernel counts them by their own groups, whether a group's limit or the host had no memory left.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from bench.linux import cgroups
 
 INSTANCE, HARNESS = 500, -500
 """If the host runs out of memory the kernel shall take an instance, never the harness, which often can't go below 0."""
@@ -25,6 +30,14 @@ def adjust(pid: int | str, value: int, root: Path = Path("/")) -> bool:
         log.debug("oom_score_adj of %s stays: %s", pid, error)
         return False
     return True
+
+
+def cause(groups: Mapping[str, str]) -> str | None:
+    """`killed by the OOM killer`, where the kernel counted that of the groups (controller -> folder), else None."""
+    path = groups.get("memory") or groups.get("unified")
+    if not path or not cgroups.oom_kills(path):
+        return None
+    return "killed by the OOM killer" + (", at its memory limit" if cgroups.limit_met(path) else "")
 
 
 @contextlib.contextmanager

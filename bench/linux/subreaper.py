@@ -10,7 +10,7 @@ import contextlib
 import os
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bench.linux.syscalls import PR_SET_CHILD_SUBREAPER, prctl
 
@@ -23,9 +23,10 @@ def become_subreaper() -> None:
 class Watched:
     """One process under watch; `gone` is set as soon as it has ended, and its corpse is reaped if it is ours."""
 
-    def __init__(self, pid: int, fd: int) -> None:
+    def __init__(self, pid: int, fd: int, last: Callable[[], None]) -> None:
         self.pid = pid
         self.fd = fd
+        self.last = last
         self.gone = threading.Event()
 
 
@@ -41,15 +42,20 @@ class Reaper:
         self._thread: threading.Thread | None = None
         self._closing = False
 
-    def watch(self, pid: int) -> Watched:
-        """Watch `pid`, which may have ended already."""
+    def watch(self, pid: int, last: Callable[[], None] = lambda: None) -> Watched:
+        """Watch `pid`, which may have ended already.
+
+        `last` is called when it has ended, on our thread, and must not raise. If the corpse is ours it still stands
+        then, and whoever waits until kill(pid, 0) fails has not gone on to tidy up.
+        """
         try:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:
-            watched = Watched(pid, -1)
+            watched = Watched(pid, -1, last)
+            last()
             watched.gone.set()
             return watched
-        watched = Watched(pid, fd)
+        watched = Watched(pid, fd, last)
         with self._lock:
             self._watched[fd] = watched
             if self._thread is None:
@@ -115,6 +121,7 @@ class Reaper:
             watched = self._watched.pop(fd)
             self._epoll.unregister(fd)
             os.close(fd)
+        watched.last()
         with contextlib.suppress(ChildProcessError):  # a daemon's child, not ours: its own parent reaps it
             os.waitpid(watched.pid, 0)
         watched.gone.set()

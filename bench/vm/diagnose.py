@@ -1,8 +1,11 @@
-"""Why a guest did not come up, as far as its console tells."""
+"""Why a guest did not come up or is not there any more, as far as its console and the kernel's counters tell."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+
+from bench.linux import oom
 
 _MORE = "raise limits.memory"
 _CAUSES = (
@@ -20,6 +23,23 @@ _CAUSES = (
 )
 _FEW = 200  # characters; firmware and boot stub say less
 _LINES = 12
+
+
+class LastLook:
+    """At the groups of a hypervisor that has ended: what they counted goes with them, and libvirt removes them.
+
+    They are the domain's alone, so whom they counted is its hypervisor.
+    """
+
+    def __init__(self, groups: Mapping[str, str]) -> None:
+        self._groups = groups
+        self.cause: str | None = None
+
+    def take(self) -> None:
+        """Before its corpse is reaped, for which libvirt waits. Where that is another's to do we may come too late:
+        then there is no cause."""
+        if found := oom.cause(self._groups):
+            self.cause = f"its hypervisor was {found}"
 
 
 def likely_cause(console: str) -> str | None:

@@ -23,7 +23,7 @@ from bench.vm import groups
 from bench.vm.agent import Agent
 from bench.vm.clone import WAITING_MARK, Saved, restore, save
 from bench.vm.connection import Connection, destroy, domain_gone, errors
-from bench.vm.diagnose import last_words, likely_cause
+from bench.vm.diagnose import LastLook, last_words, likely_cause
 from bench.vm.elements import Domain
 from bench.vm.identity import Identity
 from bench.vm.ram import guest_ram
@@ -37,6 +37,7 @@ HALTED_MARK = "reboot: System halted"
 _CONNECT = 10.0  # seconds for QEMU to open its sockets: it has by the time createXML returns
 _PATIENCE = 1.0  # seconds; creating takes longer if libvirt asks QEMU anew, and then it waits for those to be reaped
 _GRACE = 3.0  # seconds the payload gets to end by itself when the guest is stopped
+_CORPSE = 1.0  # seconds from the end of its sockets to its own
 _FORGET = 5.0  # seconds libvirt gets to tidy up after QEMU has ended
 
 
@@ -75,11 +76,11 @@ class Guest:
 
     def __init__(
         self, order: Order, handle: Any, watched: Watched, console: LineStream, output: LineStream, agent: Agent,
-        phases: PhaseLog,
+        phases: PhaseLog, held: dict[str, str], last: LastLook,
     ) -> None:  # fmt: skip
         self.order, self.handle, self.watched = order, handle, watched
         self.console, self.output, self.agent, self.phases = console, output, agent, phases
-        self.cgroups = groups.groups_of(watched.pid, order.domain.name)
+        self.cgroups, self._last = held, last
         self.argv = command_line(watched.pid)
 
     @property
@@ -94,6 +95,10 @@ class Guest:
 
     def alive(self) -> bool:
         return not self.watched.gone.is_set()
+
+    def cause_of_death(self) -> str | None:
+        """What the kernel counted when its QEMU ended; None if it counted nothing, or nobody saw."""
+        return None if self.alive() else self._last.cause
 
     def wait_line(self, mark: str, timeout: float) -> None:
         """Wait for `mark` in the payload's output and stamp `ready`. Raises ReadyTimeoutError or LaunchError."""
@@ -133,11 +138,12 @@ class Guest:
 
     def ended(self) -> LaunchError:
         self.stamp_boot()
+        self.watched.gone.wait(_CORPSE)  # its sockets are closed a little earlier
         return LaunchError(self._story("ended before it was ready"))
 
     def _story(self, what: str) -> str:
         console = self.console.tail()
-        cause = likely_cause(console)
+        cause = self.cause_of_death() or likely_cause(console)
         because = f" ({cause})" if cause else ""
         return f"{self.order.id} {what}{because}; it said last\n{last_words(console, self.output.tail())}"
 
@@ -226,13 +232,15 @@ def _adopt(host: Host, order: Order, handle: Any, listeners: list[Listener], pha
     """Take over what QEMU has connected to, and watch its process."""
     pid = host.connection.pid_of(order.domain.name)
     console, output, agent = (listener.accept(_CONNECT) for listener in listeners)
-    watched = host.reaper.watch(pid)
+    held = groups.groups_of(pid, order.domain.name)
+    last = LastLook(held)
+    watched = host.reaper.watch(pid, last.take)
     seen = {INIT_MARK: None, WAITING_MARK: None} | ({} if order.domain.acpi else {HALTED_MARK: lambda: _kill(pid)})
     streams = (
         host.hub.watch(detach(console), marks=seen, log=order.log("console.log")),
         host.hub.watch(detach(output), marks=order.marks, log=order.log("payload.log")),
     )
-    return Guest(order, handle, watched, *streams, Agent(agent, order.id), phases)
+    return Guest(order, handle, watched, *streams, Agent(agent, order.id), phases, held, last)
 
 
 def _keep_evidence(guest: Guest) -> None:

@@ -85,8 +85,8 @@ def shared_files(supplies: Supplies, settings: VmSettings) -> tuple[str, ...]:
     return (*root, *state, supplies.kernel.vmlinuz, supplies.initrd)
 
 
-def describe(profile: str, supplies: Supplies, settings: VmSettings) -> Mapping[str, str]:
-    """What is stored with the run; two profiles of one run are told apart by the keys' beginning."""
+def describe(name: str, supplies: Supplies, settings: VmSettings) -> Mapping[str, str]:
+    """What is stored with the run; `name`, which the keys begin with, tells profiles and conditions of a run apart."""
     clone = settings.start == "clone"
     words = [*domain.fixed_words(settings), *supplies.words, _PER_CLONE if clone else _PER_GUEST]
     known = {
@@ -101,4 +101,4 @@ def describe(profile: str, supplies: Supplies, settings: VmSettings) -> Mapping[
     if supplies.saved:
         seed = "64 fresh bytes of the host's" if settings.reseed else "none: clones draw the same random numbers"
         known |= {"template took": f"{supplies.saved.seconds:.2f} s, within prepare", "clones' new seed": seed}
-    return {f"{profile}: {key}": value for key, value in known.items()}
+    return {f"{name}: {key}": value for key, value in known.items()}

@@ -186,6 +186,7 @@ def test_the_oom_killer_takes_a_hypervisor(tmp_path: Path) -> None:
     (group / "memory.limit_in_bytes").write_text(str(limit))
     (trial,) = trials(run.failed(1))
     assert trial.limiter == "died", trial.evidence
+    assert "its hypervisor was killed by the OOM killer, at its memory limit" in trial.evidence
 
 
 def group_of(pid: int, controller: str) -> Path:

@@ -1,4 +1,4 @@
-"""Who is spared by the OOM killer, where lowering is allowed and where it is not."""
+"""Whom the OOM killer spares, where lowering is allowed and where it is not; and whom it took."""
 
 from __future__ import annotations
 
@@ -43,3 +43,34 @@ def test_where_lowering_is_refused_it_says_what_it_is(tmp_path: Path, monkeypatc
 
 def test_one_that_is_gone_cannot_be_adjusted(tmp_path: Path) -> None:
     assert not oom.adjust(1, 500, tmp_path)
+
+
+EVENTS = "low 0\nhigh 0\nmax 7\noom {limit}\noom_kill {kills}\noom_group_kill 0\n"
+CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n"
+TAKEN = "killed by the OOM killer"
+
+
+@pytest.mark.parametrize(
+    ("kills", "limit", "cause"),
+    [(0, 0, None), (0, 3, None), (1, 0, TAKEN), (1, 3, f"{TAKEN}, at its memory limit")],
+)
+@pytest.mark.parametrize("version", ["memory", "unified"])
+def test_a_cause_is_what_the_group_counted(
+    tmp_path: Path, version: str, kills: int, limit: int, cause: str | None
+) -> None:
+    """A limit that was met and survived is no cause; a kill without one was the host's."""
+    if version == "memory":
+        (tmp_path / "memory.oom_control").write_text(CONTROL.format(kills=kills))
+        (tmp_path / "memory.failcnt").write_text(f"{limit}\n")
+    else:
+        (tmp_path / "memory.events").write_text(EVENTS.format(limit=limit, kills=kills))
+    assert oom.cause({"pids": "/elsewhere", version: str(tmp_path)}) == cause
+
+
+def test_without_a_counter_there_is_no_cause(tmp_path: Path) -> None:
+    """A group that is gone, a kernel that does not count, no memory group at all."""
+    assert oom.cause({"memory": str(tmp_path / "gone")}) is None
+    (tmp_path / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\n")
+    assert oom.cause({"memory": str(tmp_path)}) is None
+    assert oom.cause({"pids": str(tmp_path)}) is None
+    assert oom.cause({}) is None

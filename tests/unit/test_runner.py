@@ -112,6 +112,13 @@ def test_dead_instances_fail_the_step(run: Run, driver: fakes.FakeDriver, record
     assert [step.n for step in recorder.of(StepRecord)] == [0]
 
 
+def test_what_killed_an_instance_is_said_where_it_is_known(run: Run, driver: fakes.FakeDriver) -> None:
+    driver.dead = {3}
+    driver.cause = "killed by the OOM killer"
+    (trial,) = run()
+    assert trial.evidence.startswith("no longer alive at N=2: abc123-c3 (killed by the OOM killer)")
+
+
 def test_records_that_can_not_be_written_leave_no_instance(
     run: Run, driver: fakes.FakeDriver, recorder: fakes.Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -439,6 +439,53 @@ def test_the_reaper_reaps_what_it_was_told_of_and_nothing_else() -> None:
     told.returncode = other.returncode = 0
 
 
+def test_the_last_look_is_taken_while_the_corpse_stands() -> None:
+    """Who waits until the pid is free, as libvirt does, tidies up after that."""
+    guest, stood = subprocess.Popen(["sleep", "60"]), []
+    reaper = Reaper()
+
+    def look() -> None:
+        state = Path(f"/proc/{guest.pid}/stat")
+        stood.append(state.read_text().split()[2] if state.exists() else "gone")
+
+    watched = reaper.watch(guest.pid, look)
+    guest.kill()
+    assert watched.gone.wait(5)
+    assert stood == ["Z"]
+    reaper.close()
+    guest.returncode = 0
+
+
+def test_a_hypervisor_that_its_groups_counted_has_a_cause(tmp_path: Path) -> None:
+    counter = tmp_path / "memory.oom_control"
+    counter.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
+    last = diagnose.LastLook({"memory": str(tmp_path)})
+    guest = subprocess.Popen(["sleep", "60"])
+    reaper = Reaper()
+    watched = reaper.watch(guest.pid, last.take)
+    counter.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")  # the kernel counts, then kills
+    guest.kill()
+    assert watched.gone.wait(5)
+    assert last.cause == "its hypervisor was killed by the OOM killer"
+    reaper.close()
+    guest.returncode = 0
+
+
+@pytest.mark.parametrize("counted", ["oom_kill_disable 0\nunder_oom 0\noom_kill 0\n", None])
+def test_a_hypervisor_that_nobody_counted_has_no_cause(tmp_path: Path, counted: str | None) -> None:
+    """It was killed by somebody else, or its groups were gone before anybody looked."""
+    if counted:
+        (tmp_path / "memory.oom_control").write_text(counted)
+    last = diagnose.LastLook({"memory": str(tmp_path)})
+    guest = subprocess.Popen(["sleep", "60"])
+    guest.kill()
+    reaper = Reaper()
+    assert reaper.watch(guest.pid, last.take).gone.wait(5)
+    assert last.cause is None
+    reaper.close()
+    guest.returncode = 0
+
+
 def test_the_reaper_sweeps_daemons_but_no_child_of_others(tmp_path: Path) -> None:
     """What libvirt forked itself is in our session; a daemonized QEMU that we adopted is not."""
     program = tmp_path / "qemu-fake"
