@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from bench.errors import ResultsError
@@ -31,6 +32,26 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
         give_to_caller(path)
+
+
+def draft_of(folder: Path) -> Path:
+    """Where `folder` is made, until it is whole; nobody takes that for a run."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def drop_draft(folder: Path) -> Path | None:
+    """Remove what whoever was killed while making `folder` had of it: the draft, or None if there is none.
+
+    Raises ResultsError if it can't be removed.
+    """
+    draft = draft_of(folder)
+    if draft.is_symlink() or not draft.is_dir():
+        return None
+    try:
+        shutil.rmtree(draft)
+    except OSError as error:
+        raise not_writable(draft, error) from error
+    return draft
 
 
 def write_atomic(path: Path, data: bytes) -> None:

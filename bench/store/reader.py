@@ -70,10 +70,10 @@ def _no_collection() -> Iterator[None]:
 
 
 def list_runs(results: Path) -> list[Path]:
-    """Run folders in `results`, oldest first (an id begins with its date)."""
+    """Run folders in `results`, oldest first (an id begins with its date); not one that is being made."""
     if not results.is_dir():
         return []
-    return sorted(path for path in results.iterdir() if (path / RUN).is_file())
+    return sorted(path for path in results.iterdir() if path.name[0] != "." and (path / RUN).is_file())
 
 
 def find_run(results: Path, text: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from io import FileIO
@@ -15,7 +16,15 @@ import msgspec
 from bench.errors import ResultsError
 from bench.model import HostFacts, to_json
 from bench.records import SCHEMA, Precision, Record, RunInfo, TrialRecord
-from bench.store.files import give_to_caller, give_tree_to_caller, make_folder, not_writable, write_atomic
+from bench.store.files import (
+    draft_of,
+    give_to_caller,
+    give_tree_to_caller,
+    make_folder,
+    not_writable,
+    sync_folder,
+    write_atomic,
+)
 from bench.store.reader import HOST, RUN, TIMINGS, TRIALS, read_run
 from bench.store.timings import write_timings
 
@@ -107,24 +116,33 @@ class RunWriter:
         write_timings(msgspec.structs.replace(data, info=self.info), self.path / TIMINGS)
 
     def _begin(self) -> None:
-        """run.json comes last: a folder that has one is whole, whenever this process is killed."""
-        self._make()
-        write_atomic(self.path / TRIALS, b"")
-        write_atomic(self.path / HOST, pretty({**msgspec.to_builtins(self._host), "schema": SCHEMA}))
-        write_atomic(self.path / RUN, pretty(self.info))
-
-    def _make(self) -> None:
+        """The folder has its name once all is in it: there is none, or it is whole, whenever this process is killed."""
         if self.path.exists():
             hint = "a run is written once: run again for a new id, or move that folder away"
             raise ResultsError(f"{self.path}: is there already", hint=hint)
+        with ExitStack() as stack:
+            draft = self._draft(stack)
+            write_atomic(draft / TRIALS, b"")
+            write_atomic(draft / HOST, pretty({**msgspec.to_builtins(self._host), "schema": SCHEMA}))
+            write_atomic(draft / RUN, pretty(self.info))
+            try:
+                draft.rename(self.path)
+                sync_folder(self.path.parent)
+            except OSError as error:
+                raise not_writable(self.path, error) from error
+
+    def _draft(self, stack: ExitStack) -> Path:
+        draft = draft_of(self.path)
         try:
-            make_folder(self.path.parent)
-            self.path.mkdir()
-            self.logs.mkdir()
+            make_folder(draft.parent)
+            draft.mkdir()
+            stack.callback(shutil.rmtree, draft, ignore_errors=True)
+            (logs := draft / self.logs.name).mkdir()
         except OSError as error:
             raise not_writable(self.path, error) from error
-        give_to_caller(self.path)
-        give_to_caller(self.logs)
+        give_to_caller(draft)
+        give_to_caller(logs)
+        return draft
 
     def _open(self) -> FileIO:
         if self._file is None:

@@ -47,6 +47,7 @@ from bench.records import NoteRecord, Outcome, Precision, RunInfo, TrialRecord
 from bench.runner import Runner
 from bench.samplers import cpu_seconds, default_samplers
 from bench.samplers.scratch import ScratchSampler
+from bench.store.files import drop_draft
 from bench.store.resume import Past, ResumedWriter
 from bench.store.writer import RunWriter, Status
 from bench.sweep import AS_IS, COLD, all_conditions
@@ -125,7 +126,7 @@ def run(request: Request, progress: Progress, interrupts: Interrupts) -> Outcome
     outcomes = Outcomes(run_id, request.results / run_id)
     if past:
         outcomes = Outcomes(run_id, past.path, list(past.done))
-    entry = Entry(run_id, os.getpid(), str(request.results), request.connect)
+    entry = Entry(run_id, os.getpid(), str(request.results.absolute()), request.connect)
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(registered(entry))
         stack.enter_context(oom.spared(oom.HARNESS))
@@ -465,4 +466,6 @@ def _sweep(entry: Entry) -> list[Leftover]:
             driver.close()
         found += context.network.close()
     state = run_state(entry.run)
-    return [*found, *release(state / SCRATCH), *put_back(state / KSM_NOTE)]
+    draft = drop_draft(Path(entry.results, entry.run)) if entry.results else None
+    drafts = [Leftover("file", str(draft))] if draft else []
+    return [*found, *release(state / SCRATCH), *put_back(state / KSM_NOTE), *drafts]

@@ -84,6 +84,7 @@ def check(when: str, place: Path, own_state: Path, words: list[str], *, clean_fi
     if not found:
         assert bench("clean", results=results).returncode == 0
         assert stage == "prepare", f"{when}: a run that measured has a folder"
+        assert not results.exists() or not list(results.iterdir()), f"{when}: what is there is no run's"
     else:
         (path,) = found
         whole = read_run(path)

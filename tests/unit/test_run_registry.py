@@ -6,15 +6,18 @@ import fcntl
 import os
 from pathlib import Path
 
+import click.testing
 import msgspec
 import pytest
 
 from bench.analysis.quality import quality
 from bench.analysis.summary import summarise
+from bench.cli import cli
 from bench.errors import HostError, StopError
 from bench.model import RunId
 from bench.records import DISTURBED, NoteRecord
 from bench.store import RunWriter, read_run
+from bench.verbs import session
 from bench.verbs.neighbours import Neighbours
 from bench.verbs.registry import Entry, alive, beside, claimed, entries, registered
 from tests.unit.fabricated import run_data
@@ -118,3 +121,22 @@ def test_what_can_not_be_ended_keeps_the_folder_for_clean(state: Path) -> None:
     assert entries() == [ENTRY]
     with claimed(ENTRY) as claim:
         assert claim is not None, "and its lock is free"
+
+
+def test_clean_takes_the_draft_of_a_run_that_never_had_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    draft, other = results / f".{ENTRY.run}.tmp", results / f".{OTHER.run}.tmp"
+    for folder in (draft, other):
+        (folder / "logs").mkdir(parents=True)
+    entry = msgspec.structs.replace(ENTRY, results=str(results))
+    monkeypatch.setenv("BENCH_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr(session, "driver_names", list)  # theirs is root's to find
+    with pytest.raises(StopError), registered(entry):
+        raise StopError("its folder stays, as a killed one's does")
+    done = click.testing.CliRunner().invoke(cli, ["clean", entry.run])
+    assert (done.exit_code, done.output) == (
+        0, f"{entry.run}: removed its state folder and 1 leftovers\n  file {draft}\n"
+    )  # fmt: skip
+    assert list(results.iterdir()) == [other], "of a run that may live"

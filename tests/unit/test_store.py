@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from bench.errors import ResultsError
 from bench.model import HostFacts, RunId, to_json
 from bench.records import SCHEMA, NoteRecord
 from bench.store import RunData, RunWriter, find_run, give_to_caller, list_runs, migrations, read_info, read_run, reader
+from bench.store.files import drop_draft
 from tests.unit.fabricated import RUN, host, info, run_data
 
 NOTE = NoteRecord(date=1.0, level="info", text="hello")
@@ -63,6 +66,76 @@ def test_a_record_is_on_disk_before_the_run_ends(tmp_path: Path) -> None:
         writer.append(NOTE)
         assert read_run(writer.path).records == (NOTE,)
     assert read_info(writer.path).status == "running"  # not finished: as after a crash
+
+
+class Killed:
+    """An audit hook that ends its process, as SIGKILL does, before its `last`-th change of a file system."""
+
+    def __init__(self, last: int) -> None:
+        self._left = last
+
+    def __call__(self, event: str, args: tuple[Any, ...]) -> None:
+        if event in ("os.mkdir", "os.rename") or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)):
+            self._left -= 1
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(results: Path, last: int) -> bool:
+    """Make a run folder in a process that ends so; whether it came to that."""
+    if pid := os.fork():
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert status in (0, -signal.SIGKILL)
+        return status != 0
+    try:
+        sys.addaudithook(Killed(last))
+        with RunWriter(results, info(status="running"), host()):
+            os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def test_whenever_it_is_killed_there_is_a_whole_folder_or_none(tmp_path: Path) -> None:
+    seen = []
+    for last in itertools.count(1):
+        results = tmp_path / str(last)
+        results.mkdir()
+        died = killed(results, last)
+        seen.append(len(found := list_runs(results)))
+        assert all(read_run(path).records == () for path in found)
+        left = [path for path in results.iterdir() if path not in found]
+        dropped = drop_draft(results / RUN)
+        assert left == ([dropped] if dropped else []), "nothing but what clean takes away"
+        assert list(results.iterdir()) == found
+        if not died:
+            break
+    assert seen == sorted(seen), "once it is there it stays"
+    assert seen.count(0) > 5, "a process that is never killed before the end proves nothing"
+
+
+def test_a_folder_that_can_not_be_filled_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = os.fsync
+
+    def full(fd: int) -> None:
+        if "host.json" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(28, "No space left on device")
+        plain(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResultsError, match="No space left"), RunWriter(tmp_path, info(), host()):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_draft_of_that_run_is_dropped(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    other = tmp_path / ".20200101-000000-density-aaaaaa.tmp"
+    other.mkdir()
+    link = tmp_path / ".20200101-000000-density-bbbbbb.tmp"
+    link.symlink_to(folder)
+    assert drop_draft(folder) is None
+    assert drop_draft(tmp_path / "20200101-000000-density-bbbbbb") is None
+    assert sorted(tmp_path.iterdir()) == [other, link, folder]
 
 
 def test_a_torn_last_line_is_left_out_with_a_warning(tmp_path: Path) -> None:
