@@ -144,25 +144,26 @@ def resampled_quantiles(groups: Sequence[Floats], share: float, rng: np.random.G
     place = share * (left.sum(axis=1) - 1)  # of the quantile among them, from 0
     rank = np.floor(place).astype(np.int64) + (rng.random(count) < place % 1)
     low, high = np.zeros(count, dtype=np.int64), np.full(count, len(values))
+    flat, row = below.ravel().astype(np.float64), chosen * below.shape[1]
+    first, last = np.zeros(left.shape), left.astype(np.float64)  # how many lie below values[low], below values[high]
     while (high - low > 1).any():
         middle = (low + high + 1) // 2
-        part = _share(below[chosen, low[:, None]], below[chosen, middle[:, None]], below[chosen, high[:, None]])
-        lower = rng.binomial(left, part)
+        half = flat.take(row + middle[:, None], mode="clip")  # in bounds; to check that takes longer than to read
+        lower = rng.binomial(left, _share(first, half, last))
         there = lower.sum(axis=1)
         down = rank < there
-        left = np.where(down[:, None], lower, left - lower)
+        side = down[:, None]
+        left = np.where(side, lower, left - lower)
+        first, last = np.where(side, first, half), np.where(side, half, last)
         rank = np.where(down, rank, rank - there)
         low, high = np.where(down, low, middle), np.where(down, middle, high)
     quantiles: Floats = values[low]
     return quantiles
 
 
-def _share(low: Counts, middle: Counts, high: Counts) -> Floats:
+def _share(low: Floats, middle: Floats, high: Floats) -> Floats:
     """Of a ramp's values from low to high, the part below the middle; 0 where there are none."""
-    inside = high - low
-    share: Floats = np.zeros(inside.shape)
-    np.divide(middle - low, inside, out=share, where=inside > 0)
-    return share
+    return (middle - low) / np.maximum(high - low, 1.0)
 
 
 def resampled_ramps(ramps: int, rng: np.random.Generator) -> Counts:

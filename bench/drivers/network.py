@@ -34,8 +34,9 @@ _NEIGHBOURS = "/proc/sys/net/ipv4/neigh/default/gc_thresh3"
 
 def free_subnet(used: Iterable[ipaddress.IPv4Network]) -> ipaddress.IPv4Network | None:
     """The first subnet of the pool that overlaps none of `used`."""
-    taken = list(used)
-    return next((net for net in POOL.subnets(new_prefix=PREFIX) if not any(net.overlaps(one) for one in taken)), None)
+    taken = set(used)  # most are of the pool, and found without looking at all others
+    free = (net for net in POOL.subnets(new_prefix=PREFIX) if net not in taken)
+    return next((net for net in free if not any(net.overlaps(one) for one in taken)), None)
 
 
 class RunNetwork:

@@ -20,6 +20,7 @@ from tests.integration.traces import traces
 
 PROFILES = ("process", "container", "container:pooled", "vm", "vm:lean", "vm:micro", "vm:clone")
 SHORT = ("process", "container", "container:pooled", "vm")
+SOON = ("process", "container", "container:pooled", "vm:micro")  # of guests the one that is up soonest
 
 
 def over(*quick: str) -> pytest.MarkDecorator:
@@ -110,7 +111,7 @@ def test_two_live_side_by_side_and_are_told_apart(name: str, driver_of: Get, mak
         assert second.exec(["/bin/true"], timeout=20).status == 0
 
 
-@over("process", "container", "container:pooled", "vm:micro")  # of guests it is the one that is up soonest
+@over(*SOON)
 def test_never_ready_ends_in_time_with_its_last_words(name: str, driver_of: Get, make_spec: Make) -> None:
     driver = driver_of(name)
     spec = make_spec(name)
@@ -136,7 +137,7 @@ def test_a_payload_that_ends_at_once_is_told_at_once(name: str, driver_of: Get, 
     assert time.monotonic() - began < 45
 
 
-@over(*SHORT)
+@over(*SOON)
 def test_readiness_by_port_and_by_http(name: str, driver_of: Get, make_spec: Make) -> None:
     """An open port first, a status later: the one must not be taken for the other."""
     driver = driver_of(name)

@@ -116,7 +116,7 @@ def test_a_payload_that_never_gets_ready_fails_the_trial_and_keeps_the_run(tmp_p
     words = ("--set", "payload=mute", "--set", "payloads.mute.command=['/bin/sh','-c','echo only this; sleep 99']")
     done = bench(
         "run", "density", "--drivers", "container", "--rounds", "1", "--set", "timeout=1", *words,
-        "--set", "payloads.mute.ready.line='never'", BENCH_RESULTS=str(tmp_path),
+        "--set", "stop_timeout=0.3", "--set", "payloads.mute.ready.line='never'", BENCH_RESULTS=str(tmp_path),
     )  # fmt: skip
     refused(done, 1, "was not ready within 1 s", "only this")
     assert (tmp_path / done.stdout.splitlines()[-1] / "trials.jsonl").read_text().count('"kind":"trial"') == 1

@@ -49,13 +49,12 @@ def test_equal_guests_are_merged_and_the_wait_ends(
     with ExitStack() as stack:
         stack.callback(put_back, note)
         merging.switch("on")
-        footprints = []
-        for _ in range(2):
-            spec = make_spec("vm:micro", settings=chosen)
-            driver.prepare(spec)
-            guest = stack.enter_context(driver.launch(spec, PhaseLog()))
+        specs = [make_spec("vm:micro", settings=chosen) for _ in range(2)]
+        driver.prepare(specs[0])
+        guests = [stack.enter_context(driver.launch(spec, PhaseLog())) for spec in specs]  # they boot side by side
+        for guest in guests:
             guest.wait_ready(90)
-            footprints.append(guest.footprint())
+        footprints = [guest.footprint() for guest in guests]
         found = {one.metric: one.value for one in merging.settle()}
         memory = {one.metric: one.value for one in MemorySampler().read(footprints)}
         assert found["host.ksm.settled"] < 60

@@ -108,7 +108,7 @@ def test_a_service_level_that_is_lost_leaves_fewer_useful_than_alive(tmp_path: P
     for payload, alive, useful, limiter in (("httpd", 8, 8, "count"), ("slow", 8, 4, "service")):
         scenario = tmp_path / f"{payload}.toml"
         scenario.write_text(SLOW.replace("PAYLOAD", payload))
-        data, trial = to_limit(tmp_path, 8, drivers="container", scenario=str(scenario))
+        data, trial = to_limit(tmp_path, 8, "stop_timeout=0.3", drivers="container", scenario=str(scenario))
         assert (trial.alive, trial.useful, trial.limiter) == (alive, useful, limiter), trial.evidence
     assert "at N=8: p99 must be at most 0.25 s, and it is 0.4" in trial.evidence
     shown = subprocess.run(

@@ -7,7 +7,6 @@ import io
 import os
 import stat
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from bench.errors import BenchError, ImageError
 from bench.images.layers import LayerMarks, unpack
 from bench.images.merge import merge
 from bench.images.stream import LayerReader
+from tests.unit import in_memory
 from tests.unit.image_tars import make_tar, member, tar_of
 
 
@@ -77,8 +77,8 @@ def tree_of(folder: Path) -> dict[str, Any]:
 @given(st.lists(layers, min_size=1, max_size=3), st.randoms(use_true_random=False))
 @settings(max_examples=150, deadline=None)
 def test_layers_merge_as_the_specification_says(stack: list[dict[str, Any]], random: Any) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root, expected, parts = Path(folder), {}, []
+    with in_memory.folder() as root:
+        expected, parts = {}, []
         for number, layer in enumerate(stack):
             entries = entries_of(layer)
             random.shuffle(entries)  # the order in a layer has no meaning
@@ -113,7 +113,7 @@ def test_a_damaged_tar_is_unpacked_inside_or_refused(data: st.DataObject) -> Non
     for _ in range(data.draw(st.integers(1, 6))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(damaged)))
-    with tempfile.TemporaryDirectory() as folder:
+    with in_memory.folder() as folder:
         with contextlib.suppress(BenchError):
             unpacked(bytes(damaged[:cut]), Path(folder) / "tree")
         assert os.listdir(folder) == ["tree"]

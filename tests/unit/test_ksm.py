@@ -25,7 +25,7 @@ HOST = {"run": "0", "pages_to_scan": "100", "sleep_millisecs": "20", "full_scans
 
 
 class Kernel:
-    """/sys/kernel/mm/ksm, ksmd, and a clock that goes on while one sleeps: a full scan takes a second."""
+    """/sys/kernel/mm/ksm, ksmd, a clock that goes on while one sleeps: a full scan takes a second, then charged."""
 
     def __init__(self, root: Path, pages: Iterator[tuple[int, int]]) -> None:
         self.folder, self.proc, self.note = root / "ksm", root / "proc", root / "state/abc123" / NOTE
@@ -48,7 +48,7 @@ class Kernel:
             shared, sharing = next(self.pages)
             self.set("pages_shared", shared)
             self.set("pages_sharing", sharing)
-        self._cpu()
+            self._cpu()
 
     def _cpu(self) -> None:
         ticks = int(self.now * 25)  # a quarter of a CPU

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,11 +28,19 @@ from bench.verbs.run import Options
 from bench.verbs.same import require_same_accelerators, require_same_host
 from bench.verbs.session import bury
 from tests import fakes
+from tests.unit import in_memory
 from tests.unit.fabricated import info as fabricated_info
 from tests.unit.hosts import facts
 
 SEED = 1
 NOTHING = Options(None, None, None, None, None, None, ())
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """That a line is made durable is not what these tests are about."""
+    with in_memory.folder() as path:
+        yield path
 
 
 def scenario(tmp_path: Path) -> Scenario:
