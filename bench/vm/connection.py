@@ -24,6 +24,7 @@ from typing import Any
 from bench import process
 from bench.errors import BenchError, CommandError, HostError, LaunchError
 from bench.linux.hugepages import children_may_have
+from bench.vm import far
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +111,14 @@ def connect(state: Path, cache: Path, uri: str | None = None) -> Connection:
     with _opening:
         if uri is None:
             return _open_embed(state / "libvirt", cache)
-        if not re.fullmatch(r"qemu:///(system|embed\?root=/.*)", uri):
+        if uri.startswith(far.SCHEME):
+            far.check_here(uri)
+        elif not re.fullmatch(r"qemu:///(system|embed\?root=/.*)", uri):
             raise HostError(
                 f"can't use {uri}: console and payload of a guest reach us through sockets of this host",
                 hint="leave --connect out, or give qemu:///system",
             )
-        if "embed" in uri:
+        if uri.startswith("qemu:///embed"):
             return _open_embed(Path(uri.partition("root=")[2]), cache)
         return Connection(_open(uri), uri, Path("/run/libvirt/qemu"), "as libvirtd's qemu.conf says")
 

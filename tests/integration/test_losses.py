@@ -372,6 +372,21 @@ def test_the_connection_to_libvirt_is_lost(libvirtd: subprocess.Popen[bytes], tm
     assert "libvirt" in trial.evidence
 
 
+@pytest.mark.libvirt
+@pytest.mark.slow
+def test_a_connection_through_ssh_that_leads_back_here(libvirtd: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    """Another program in place of ssh runs on this host what it is told to run on the other."""
+    there = tmp_path / "ssh"
+    there.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift 2\nexec sh -c "$*"\n')
+    there.chmod(0o755)
+    uri = f"qemu+ssh://here/system?command={there}"
+    run = Run(tmp_path, "--drivers", "vm", "--count", "1", *ONE, "--set", "settle=0", "--connect", uri)
+    run.await_launches(1, timeout=240)  # a daemon that has just begun asks every QEMU what it can do
+    data = run.failed(0)
+    assert [(one.limiter, one.alive) for one in trials(data)] == [("count", 1)]
+    assert data.info.drivers["vm:stock"]["uri"] == uri
+
+
 @pytest.mark.slow
 def test_two_runs_at_the_same_time_are_apart_and_say_so(tmp_path: Path) -> None:
     words = ["--drivers", "process,container", "--count", "8", "--rounds", "2", "--set", "settle=0.2"]

@@ -686,9 +686,10 @@ def test_an_embedded_root_stays_only_where_guests_are_in_it(
     assert (tmp_path / "state").exists() == stays
 
 
-def test_guests_of_another_host_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("uri", ["qemu+tls://far/system", "qemu:///session", "xen:///system"])
+def test_other_connections_are_refused(uri: str, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="sockets of this host"):
-        connection.connect(tmp_path, tmp_path, "qemu+ssh://far/system")
+        connection.connect(tmp_path, tmp_path, uri)
 
 
 def test_qemu_runs_as_root_where_its_user_could_not_reach_the_disks(tmp_path: Path) -> None:
