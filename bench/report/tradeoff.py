@@ -7,6 +7,7 @@ from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from bench.analysis.tradeoff import GAINS, Gain, Point, Tradeoff
 from bench.report.format import quantity
@@ -83,6 +84,9 @@ def _panel(one: Tradeoff, names: Sequence[str], axes: Axes) -> None:
             color=TEXT, fontsize=10,
         )  # fmt: skip
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))  # they often lie within a decade
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: quantity(value, _UNITS[one.gain])))
+    axes.minorticks_off()
     axes.margins(0.25)
     axes.set_xlabel(one.axis)
-    axes.set_ylabel(GAINS[one.gain])
+    axes.set_ylabel(GAINS[one.gain].partition(",")[0])  # the ticks have units

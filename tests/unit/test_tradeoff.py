@@ -99,4 +99,5 @@ def test_the_report_draws_them_and_marks_tcg() -> None:
     assert "vm:stock" in page
     assert "has no place on calls of the host" in page
     assert "figure-tradeoff-per-gib" in page
+    assert "mathdefault" not in page, "ticks are words, not formulas"
     assert "figure-tradeoff-per-gib" not in render(DENSITY)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from bench import log
 from bench.errors import BenchError, HostError
+from bench.images.disks import erofs_image
+from bench.images.store import ImageStore
 from bench.paths import cache_dir
 from bench.process import run
 from bench.vm.guest_program import guest_program
@@ -54,7 +56,7 @@ def _rig(options: argparse.Namespace) -> int:
         raise HostError(f"no such stage: {', '.join(sorted(unknown))}", hint=f"there are {', '.join(STAGES)}")
     parameters = {"STAGES": options.stages, "DRIVERS": options.drivers, "COUNT": str(options.count)}
     cache = cache_dir()
-    guest_program(cache)  # with what it goes into in the cache: there is no compiler in the rig
+    _fill(cache)
     parts = make_parts(HOME / "parts", guest_kernel(cache), cache, {**parameters, "TESTS": options.tests})
     results = HOME / "results" / time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     results.mkdir(parents=True)
@@ -68,6 +70,14 @@ def _rig(options: argparse.Namespace) -> int:
     latest.symlink_to(results.relative_to(HOME))
     print(text + f"results: {results}")
     return 0 if _passed(found, outcome) else 1
+
+
+def _fill(cache: Path) -> None:
+    """What a run makes from the image when it is first needed, for lack of a compiler and of mkfs.erofs in the rig."""
+    images = ImageStore(cache / "images")
+    guest_program(cache)
+    for dax in (False, True):
+        erofs_image(images, images.resolve("default"), dax=dax)
 
 
 def _passed(found: Sequence[Verdict], outcome: Outcome) -> bool:

@@ -36,6 +36,7 @@ PACKAGES = (
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 _LEFT_OUT = ("mypy", "mypyc", "ruff", "pip", "grimp", "importlinter", "pandas-stubs", "__editable__", "tenancy_bench")
 _PROJECT = ("bench", "tests", "benchmarks", "tools", "pyproject.toml", "requirements.lock", "README.md")
+_ROOM = 3 << 30  # bytes of the cache's disk for what is made in the rig, and for its file system
 _CACHED = ("images", "kernels", "programs")
 _JOB_FILES = ("job.sh", "judge.py", "patient.py")
 _ROOT_SIZE = "6G"  # sparse; nothing that is written there outlives the guest
@@ -180,7 +181,8 @@ def _venv(path: Path) -> None:
 
 def _kept(cache: Path) -> list[str]:
     """What of bench's cache goes along: all but answers about this host, and what is half made."""
-    found = [path for name in _CACHED for path in (cache / name).glob("*") if not path.name.startswith(".")]
+    places = (*_CACHED, "images/disks")
+    found = [path for name in places for path in (cache / name).glob("*") if not path.name.startswith(".")]
     return sorted(str(path.relative_to(cache)) for path in found)
 
 
@@ -190,7 +192,8 @@ def _cache(path: Path, cache: Path) -> None:
             if (cache / name).is_dir():
                 run(["cp", "-a", cache / name, tree / name], timeout=600)  # device nodes as what they are
                 shutil.rmtree(tree / name / "tmp", ignore_errors=True)
-        _ext4(path, tree, "4G")
+        used = sum(file.lstat().st_blocks * 512 for file in tree.rglob("*"))
+        _ext4(path, tree, f"{(used + _ROOM) // 1024}k")
 
 
 def _job(path: Path, parameters: dict[str, str]) -> Path:
