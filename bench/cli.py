@@ -87,6 +87,11 @@ def doctor(as_json: bool, connect: str | None) -> int:
     help="Before each launch drop the host's caches and evict the image's files (--count 1; the condition cache=cold).",
 )  # fmt: skip
 @click.option("--max-time", metavar="T", help='Begin no launch after this long, like "10 min".')
+@click.option(
+    "--accel",
+    type=click.Choice(["auto", "kvm", "tcg"]),
+    help="What guests run under, or the run fails (--set vm.accel) [default: auto, kvm where a guest boots under it].",
+)
 @_connect
 @_results
 @click.option("--resume", metavar="RUN", help="Go on with RUN, which was cut short: do exactly what it is missing.")
@@ -95,7 +100,8 @@ def doctor(as_json: bool, connect: str | None) -> int:
 def run(
     scenario: str | None, drivers: str | None, count: int | None, to_limit: bool, rounds: int | None, seed: int | None,
     until_precise: str | None, max_rounds: int | None, image: str | None, overrides: Sequence[str], cold: bool,
-    max_time: str | None, connect: str | None, results: Path, resume: str | None, dry_run: bool, as_json: bool,
+    max_time: str | None, accel: str | None, connect: str | None, results: Path, resume: str | None, dry_run: bool,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Run SCENARIO (a name from `bench list scenarios`, or a TOML file) and store what was measured.
 
@@ -110,7 +116,7 @@ def run(
         seed=seed,
         image=image,
         max_time=max_time,
-        overrides=tuple(overrides),
+        overrides=(*overrides, *([f"vm.accel={accel}"] if accel else ())),
         to_limit=to_limit,
         cold=cold,
         until_precise=until_precise,

@@ -36,6 +36,7 @@ def bench(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         (["run", "density", "--count", "1000000000", "--dry-run"], 2, "--count"),
         (["run", "density", "--count", "three", "--dry-run"], 2, "--count"),
         (["run", "density", "--max-time", "soon", "--dry-run"], 2, "--max-time"),
+        (["run", "density", "--accel", "xen", "--dry-run"], 2, "--accel"),
         (["run"], 2, "SCENARIO"),
         (["nosuch"], 2, "nosuch"),
         (["show", "nosuch"], 2, "nosuch"),
@@ -125,6 +126,11 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(tmp_path: Path) -> None:
     text = bench("run", "density", "--dry-run", "--seed", "7").stdout
     assert "min" in text
     assert "GiB of memory" in text
+
+
+def test_an_accelerator_that_is_forced_is_a_key_of_the_scenario() -> None:
+    done = bench("run", "density", "--set", "vm.accel=auto", "--accel", "tcg", "--dry-run", "--json")
+    assert 'accel = "tcg"' in json.loads(done.stdout)["effective"], done.stderr
 
 
 def test_help_loads_nothing_heavy() -> None:
